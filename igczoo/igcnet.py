@@ -5,15 +5,17 @@ In the order data flows: stem, blocks of units, head; then the table of variants
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, create_classifier, get_device_dtype, get_norm_layer
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from .card import Card, cards
 from .layers import IGConv2d
 
 __all__ = ['IGCNet', 'igc_resnet']
@@ -323,7 +325,7 @@ def _cifar(depth: int, primary: int | None, width: int, shortcuts: bool = True) 
         raise ValueError(f'igc_resnet: depth is {depth}; with shortcuts={shortcuts} it must be {layers}n + 2: {layers + 2}, {2 * layers + 2}, ...')
     variant = dict(
         stem='cifar', stem_width=width, widths=(width, 2 * width, 4 * width), primary=None if primary is None else (primary,) * 3,
-        depths=((depth - 2) // layers,) * 3, shortcuts=shortcuts, num_classes=10)
+        depths=((depth - 2) // layers,) * 3, shortcuts=shortcuts)
     return variant if shortcuts else dict(variant, norm_layer=BatchNormPlain)
 
 
@@ -367,3 +369,152 @@ def igc_resnet(
         if not isinstance(count, int) or count < 1:
             raise ValueError(f'igc_resnet: {name} is {count!r}; it must be a positive integer')
     return IGCNet(**(_cifar(depth, primary, primary * secondary, shortcuts) | dict(num_classes=num_classes) | kwargs))
+
+
+# timm's entry points ------------------------------------------------------------------------------------------------------------------
+
+AUTHORS_MEAN, AUTHORS_STD = (0.483804, 0.442184, 0.389827), (0.270580, 0.259188, 0.267812)      # train_imagenet.py, divided by 255
+CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, likewise
+
+
+def _cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
+    """What timm must know of a variant; the input size decides the size of the last map."""
+    imagenet = VARIANTS[variant]['stem'] == 'imagenet'
+    input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
+    reduction = 32 if imagenet else 4
+    return dict(
+        num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
+        crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=AUTHORS_MEAN if imagenet else CIFAR10_MEAN,
+        std=AUTHORS_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', paper_ids='arXiv:1707.02725',
+        paper_name='Interleaved Group Convolutions for Deep Neural Networks') | kwargs
+
+
+def _card_cfg(card: Card) -> dict[str, Any]:
+    source = dict(url=card.origin.url) if card.origin else dict(hf_hub_id=f'igczoo/{card.name}')
+    labels = {} if isinstance(card.labels, str) else dict(label_names=card.labels)
+    return _cfg(card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title,
+                **source, **labels)
+
+
+def _default_cfgs() -> dict[str, dict[str, Any]]:
+    trained = {card.name + '*' * card.default: _card_cfg(card) for card in cards().values()}
+    models = {card.model for card in cards().values()}
+    return trained | {f'{variant}.untrained': _cfg(variant) for variant in VARIANTS if variant not in models}
+
+
+default_cfgs = generate_default_cfgs(_default_cfgs())
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Refuse a checkpoint that is not this network's, also where timm does not look: with other num_classes, and for features_only.
+
+    Raises:
+        RuntimeError: a tensor other than the classifier's is missing, unknown or of another shape; the message lists both sides.
+    """
+    wanted, adaptable = model.state_dict(), ('head.weight', 'head.bias', 'stem.conv.weight')
+    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2]]
+    unknown = [key for key in state_dict if key not in wanted and key not in adaptable[:2]]
+    misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
+                 if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]
+    if missing or unknown or misshapen:
+        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown}, and has other '
+                           f'shapes in {misshapen}; load one of the same architecture')
+    return state_dict
+
+
+def _create(variant: str, pretrained: bool, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs) -> nn.Module:
+    """Build a variant by timm; weights that a card describes come through the store, which checks every byte."""
+    overlay = dict(pretrained_cfg_overlay or {})
+    card = _card_of(resolve_pretrained_cfg(variant, pretrained_cfg, overlay)) if pretrained else None
+    if card:
+        from .store import fetch
+        overlay['file'] = str(fetch(card, cache_dir=cache_dir))
+    taps = range(len(VARIANTS[variant]['widths']) + 1)
+    feature_cfg = dict(out_indices=tuple(taps), flatten_sequential=True) | kwargs.pop('feature_cfg', {})
+    model = build_model_with_cfg(
+        IGCNet, variant, pretrained, pretrained_cfg, overlay, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
+        cache_dir=cache_dir, **(VARIANTS[variant] | kwargs))
+    if card:
+        del model.pretrained_cfg['file']    # where the file lay this time is no fact about the checkpoint
+    return model
+
+
+def _card_of(cfg: PretrainedCfg) -> Card | None:
+    """The card behind a cfg, unless its user has named another source of weights."""
+    card = cards().get(f'{cfg.architecture}.{cfg.tag}')
+    if card is None or cfg.source or cfg.file or cfg.state_dict:
+        return None
+    registered = default_cfgs[card.model].cfgs[card.tag]
+    return card if (cfg.hf_hub_id, cfg.url) == (registered.hf_hub_id, registered.url) else None
+
+
+@register_model
+def igcnet18(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L100M2+Ident., the best ImageNet net of the paper: 8.64 M parameters, 1.26 G multiply-adds."""
+    return _create('igcnet18', pretrained, **kwargs)
+
+
+@register_model
+def igcnet18_l16m16(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L16M16+Ident.: 13.5 M parameters, 2.27 G multiply-adds."""
+    return _create('igcnet18_l16m16', pretrained, **kwargs)
+
+
+@register_model
+def igcnet18_l4m32(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L4M32+Ident.: 12.3 M parameters, 1.94 G multiply-adds."""
+    return _create('igcnet18_l4m32', pretrained, **kwargs)
+
+
+@register_model
+def igc_regconv18_c64(pretrained: bool = False, **kwargs) -> IGCNet:
+    """ResNet-18 of regular convolutions, C = 64, which the paper compares its ImageNet nets with."""
+    return _create('igc_regconv18_c64', pretrained, **kwargs)
+
+
+@register_model
+def igc_regconv18_c69(pretrained: bool = False, **kwargs) -> IGCNet:
+    """ResNet-18 of regular convolutions, C = 69, likewise."""
+    return _create('igc_regconv18_c69', pretrained, **kwargs)
+
+
+@register_model
+def igc_resnet20_l24m2(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L24M2+Ident., depth 20, for 32x32 images."""
+    return _create('igc_resnet20_l24m2', pretrained, **kwargs)
+
+
+@register_model
+def igc_resnet38_l24m2(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L24M2+Ident., depth 38, for 32x32 images."""
+    return _create('igc_resnet38_l24m2', pretrained, **kwargs)
+
+
+@register_model
+def igc_resnet62_l24m2(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L24M2+Ident., depth 62, for 32x32 images."""
+    return _create('igc_resnet62_l24m2', pretrained, **kwargs)
+
+
+@register_model
+def igc_resnet20_l4m8(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L4M8+Ident., depth 20, for 32x32 images."""
+    return _create('igc_resnet20_l4m8', pretrained, **kwargs)
+
+
+@register_model
+def igc_plain20_l24m2(pretrained: bool = False, **kwargs) -> IGCNet:
+    """IGC-L24M2 without shortcuts, depth 20, for 32x32 images."""
+    return _create('igc_plain20_l24m2', pretrained, **kwargs)
+
+
+@register_model
+def igc_regconv20_w16(pretrained: bool = False, **kwargs) -> IGCNet:
+    """RegConv-W16+Ident., depth 20: the regular twin of the nets for 32x32 images."""
+    return _create('igc_regconv20_w16', pretrained, **kwargs)
+
+
+@register_model
+def igc_regconv20_w18(pretrained: bool = False, **kwargs) -> IGCNet:
+    """RegConv-W18+Ident., depth 20, likewise."""
+    return _create('igc_regconv20_w18', pretrained, **kwargs)

@@ -1,0 +1,178 @@
+"""Cards: one record a checkpoint, from which timm's cfg, config.json, the model card and the README's table are made.
+
+The fields of `Card` are the schema of weights/<model>.<tag>/card.json.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+__all__ = ['Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'cards', 'find_card', 'list_models', 'read_card', 'weights_folder', 'write_card']
+
+
+class CardError(ValueError):
+    """A card that cannot be read, or a name that is no card's."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input, in the terms of timm's data config."""
+    input_size: tuple[int, int, int]    # channels, height, width; pixels
+    mean: tuple[float, float, float]    # of R, G, B in 0..1
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float                     # of the resized image's side that the crop keeps
+    crop_mode: str = 'center'
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A measured accuracy, or a printed one."""
+    dataset: str
+    split: str
+    by: str                             # 'igczoo' where `igczoo evaluate` gave it, else who printed it
+    top1: float                         # per cent
+    top5: float | None = None
+    n: int | None = None                # images
+    top1_interval: tuple[float, float] | None = None    # 95 %, Wilson score
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of somebody else's that the weights are converted from."""
+    url: str                            # at a pinned commit
+    size: int                           # bytes
+    git_blob_sha1: str
+    converter: str                      # 'mxnet'
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything there is to say about one checkpoint."""
+    model: str                          # architecture
+    tag: str                            # what it was trained on
+    title: str                          # one line: the paper's name of the net, and the data
+    params: int                         # trainable
+    macs: int                           # multiply-adds of one image of input_size: convolutions and the classifier
+    labels: tuple[str, ...] | str       # the name of each class, or 'imagenet-1k'
+    preprocess: Preprocess
+    accuracy: tuple[Accuracy, ...]
+    license: str
+    terms: str                          # what the data ask of those who use the weights
+    provenance: str                     # who trained it, on what, how
+    limits: str                         # what it is not good for
+    sha256: str | None = None           # of model.safetensors; None where it is made from the origin
+    size: int | None = None             # bytes of model.safetensors
+    dtype: str = 'float32'              # of the stored weights
+    revision: str | None = None         # commit of the hub's repository, once published
+    origin: Origin | None = None
+    label_ids: tuple[str, ...] | None = None        # WordNet ids, where the classes have them
+    imagenet_indices: tuple[int, ...] | None = None  # ImageNet-1k class numbers, likewise
+    recipe: str | None = None           # the recipe it was trained by
+    default: bool = False               # what the bare architecture's name means
+
+    @property
+    def name(self) -> str:
+        return f'{self.model}.{self.tag}'
+
+    @property
+    def num_classes(self) -> int:
+        return 1000 if self.labels == 'imagenet-1k' else len(self.labels)
+
+
+def weights_folder() -> Path:
+    """Where this installation keeps weights/: inside the package of a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / 'weights'
+    return inside if inside.is_dir() else package.parent / 'weights'
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Every card of this installation by name, default checkpoints first."""
+    found = [read_card(path) for path in sorted(weights_folder().glob('*/card.json'))]
+    return {card.name: card for card in sorted(found, key=lambda card: (not card.default, card.name))}
+
+
+def list_models() -> list[str]:
+    """The names of all checkpoints, 'arch.tag', in alphabetical order."""
+    return sorted(cards())
+
+
+def find_card(name: str) -> Card:
+    """The card of a checkpoint 'arch.tag', or of an architecture's default one.
+
+    Raises:
+        CardError: there is none; the message lists those there are.
+    """
+    for card in cards().values():
+        if name == card.name or (name == card.model and card.default):
+            return card
+    tags = [card.name for card in cards().values() if card.model == name]
+    if tags:
+        raise CardError(f'{name} has no default checkpoint; name one of {", ".join(tags)}')
+    raise CardError(f'{name!r} is no checkpoint; there are {", ".join(list_models())}')
+
+
+def read_card(path: str | os.PathLike) -> Card:
+    """Read a card.json.
+
+    Raises:
+        CardError: the file is not there, is no JSON, or its fields are not those of `Card`.
+    """
+    try:
+        return _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')))
+    except (OSError, ValueError, TypeError) as error:
+        raise CardError(f'{path}: {error}') from None
+
+
+def write_card(card: Card, path: str | os.PathLike) -> None:
+    """Write a card.json that `read_card` gives back equal, without fields that keep their default."""
+    beside = Path(path).with_suffix('.part')
+    beside.write_text(json.dumps(_to_json(card), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(beside, path)
+
+
+def _to_json(record: Any) -> Any:
+    if dataclasses.is_dataclass(record):
+        kept = [field for field in dataclasses.fields(record) if getattr(record, field.name) != field.default]
+        return {field.name: _to_json(getattr(record, field.name)) for field in kept}
+    return [_to_json(item) for item in record] if isinstance(record, tuple) else record
+
+
+def _from_json(wanted: Any, value: Any, where: str = 'card') -> Any:
+    """Build what the annotation ``wanted`` says from JSON; a TypeError says where it does not fit."""
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, dict):
+            raise TypeError(f'{where} is {value!r}; it must be an object')
+        hints, fields = get_type_hints(wanted), dataclasses.fields(wanted)
+        required = {field.name for field in fields if field.default is dataclasses.MISSING}
+        missing, unknown = sorted(required - set(value)), sorted(set(value) - set(hints))
+        if missing or unknown:
+            raise TypeError(f'{where} lacks {missing} and has unknown {unknown}')
+        return wanted(**{name: _from_json(hints[name], item, f'{where}.{name}') for name, item in value.items()})
+    if get_origin(wanted) is tuple:
+        if isinstance(value, list):
+            kinds = get_args(wanted)
+            kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+            if len(kinds) == len(value):
+                return tuple(_from_json(kind, item, f'{where}[{i}]') for i, (kind, item) in enumerate(zip(kinds, value)))
+        raise TypeError(f'{where} is {value!r}; it must be {wanted}')
+    if get_args(wanted):    # a union
+        for kind in get_args(wanted):
+            try:
+                return _from_json(kind, value, where)
+            except TypeError:
+                pass
+        raise TypeError(f'{where} is {value!r}; it must be {wanted}')
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise TypeError(f'{where} is {value!r}; it must be of type {wanted.__name__}')
+    return value

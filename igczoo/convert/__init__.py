@@ -1,0 +1,36 @@
+"""Checkpoints of other frameworks as state dicts of the models here."""
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from ..igcnet import VARIANTS, IGCNet
+from .igc import MODELS, to_state_dict
+from .mxnet import read_params
+
+__all__ = ['MODELS', 'convert_checkpoint', 'read_params']
+
+
+def convert_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Tensor]:
+    """The state dict of ``model_name`` from one of the authors' MXNet checkpoints (`*.params`).
+
+    Args:
+        path: of the .params file, in any of the three formats MXNet has written.
+        model_name: the architecture the file was trained as, one of `MODELS`.
+
+    Returns:
+        Every key of the architecture, float32 (batch counters int64) on the CPU; `load_state_dict` takes it strictly.
+
+    Raises:
+        ValueError: another model name, a damaged file, or a file that does not hold exactly this model's arrays.
+        OSError: the file cannot be read.
+    """
+    if model_name not in MODELS:
+        raise ValueError(f'there is no conversion to {model_name!r}; there is one to each of {", ".join(MODELS)}')
+    arrays = read_params(path)
+    model = IGCNet(**VARIANTS[model_name], device='meta')
+    try:
+        return to_state_dict(arrays, MODELS[model_name], model)
+    except ValueError as error:
+        raise ValueError(f'{os.fspath(path)} is not a checkpoint of {model_name}: {error}') from None

@@ -1,0 +1,45 @@
+"""Training recipes: one short file each, whose docstring states what it costs, the command and what to expect."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+
+__all__ = ['Recipe', 'find_recipe', 'list_recipes']
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what is learnt; nothing that only decides how fast.
+
+    The optimiser is SGD with Nesterov momentum; the learning rate rises linearly, then falls as a cosine to zero.
+    """
+    model: str                          # architecture
+    input_size: int                     # pixels
+    mean: tuple[float, float, float]    # of R, G, B in 0..255, subtracted
+    std: tuple[float, float, float]     # of R, G, B in 0..255, divided by
+    epochs: int
+    batch_size: int                     # images, over all processes
+    lr: float                           # the highest
+    warmup_epochs: float
+    momentum: float
+    weight_decay: float                 # on convolutions and the classifier's weight
+    label_smoothing: float
+    crop_padding: int                   # pixels of mean colour around the image, of which a random window is taken
+    flip: bool                          # mirror half of the images
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes that come with igczoo."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in list_recipes():
+        raise ValueError(f'recipe {name!r} is unknown; there are {", ".join(list_recipes())}')
+    return import_module(f'{__name__}.{name}').RECIPE
