@@ -1,0 +1,232 @@
+"""One file over HTTP onto the disk: bounded in time and size, resumed, checked.
+
+Why not `hf_hub_download`: it checks no digest, makes a path of the server's ETag, waits minutes for a silent server and an hour where
+Retry-After says so, and gives up at a reset. Why `urllib`: huggingface_hub's HTTP library is requests, httpx or httpx2, depending on its
+version; the standard library works beside each and adds no dependency. HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE mean what they usually do.
+"""
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urljoin, urlsplit
+
+from tqdm import tqdm
+
+__all__ = ['DownloadError', 'NotThereError', 'download']
+
+PATIENCE = 10.          # seconds for an answer (DNS, every address of the host, TLS, redirects), and for each further stretch of its body
+MIN_RATE = 5_000        # bytes a second that such a stretch must have
+PAUSES = 1., 2., 4.     # seconds before the second, third and fourth attempt
+GIVE_UP = 12.           # seconds without progress after which there is no further attempt
+MAX_PAUSE = 5           # the longest Retry-After that is waited for, seconds
+MAX_REDIRECTS = 5
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+MEANING = {
+    401: 'no such repository, or a private one that asks for a token (HF_TOKEN)',
+    403: 'the token (HF_TOKEN) gives no access to it',
+    404: 'the repository, its revision or the file is not there',
+}
+
+
+class DownloadError(Exception):
+    """A file that could not be had; the message says why."""
+
+
+class NotThereError(DownloadError):
+    """The server says that there is no such file."""
+
+
+class _WrongBytes(DownloadError):
+    """Something came, and it is not the file."""
+
+
+class _Interrupted(Exception):
+    """An attempt that another one may follow, no sooner than ``pause`` seconds later."""
+
+    def __init__(self, reason: str, pause: int = 0):
+        super().__init__(reason)
+        self.pause = pause
+
+
+def download(url: str, path: Path, size: int, digest: Callable[[Path], str], expected: str, headers: dict[str, str], label: str) -> None:
+    """Bring the file at ``url`` to ``path``.
+
+    Wrong bytes are removed and the file fetched once more. Resets, stalls, cut bodies and passing server errors are tried again a few
+    times, each attempt going on where the last one stopped.
+
+    Args:
+        url: http or https. Redirects get the headers too, but Authorization only on the same scheme, host and port.
+        path: a private one; what an earlier, interrupted call left there is continued.
+        size: bytes of the right file; never more are stored.
+        digest: gives the digest of a file.
+        expected: what ``digest`` must give.
+        label: of the progress bar, which shows on a terminal only.
+
+    Raises:
+        NotThereError: HTTP 404.
+        DownloadError: any other reason. A refused connection is given up after 7 s, silence after 10 s, a body that stalls after 21 s.
+        OSError: ``path`` cannot be written.
+    """
+    for last in (False, True):
+        try:
+            kind = _transfer(url, path, size, headers, label)
+            if (found := digest(path)) == expected:
+                return
+            raise _WrongBytes(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
+                              f'not {size:,} bytes with digest {expected}')
+        except _WrongBytes:
+            path.unlink(missing_ok=True)
+            if last:
+                raise
+
+
+def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: str) -> str:
+    """Make attempts until the server has no more to give; what it called its type. Progress makes up for earlier failures."""
+    best, since, failures = _size(path), time.monotonic(), 0
+    while True:
+        try:
+            return _attempt(url, path, size, headers, label)
+        except _Interrupted as error:
+            now = time.monotonic()
+            if _size(path) - best >= MIN_RATE * PATIENCE:
+                best, since, failures = _size(path), now, 0
+            pause = max(error.pause, PAUSES[min(failures, len(PAUSES) - 1)])
+            failures += 1
+            if failures > len(PAUSES) or now + pause - since > GIVE_UP:
+                raise DownloadError(f'{url}: {error}; gave up after {failures} attempts, check the network or try again later') from None
+            time.sleep(pause)
+
+
+def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: str) -> str:
+    have = _size(path)
+    if have == size:
+        return 'an earlier download'
+    asked = {'Range': f'bytes={have}-'} if 0 < have < size else {}
+    with closing(_answer(url, {**headers, **asked, 'Accept-Encoding': 'identity'})) as answer:
+        _check_status(url, answer, have)
+        start = have if answer.status == 206 else 0
+        total = None if answer.length is None else start + answer.length
+        announced, kind = max(total or 0, _number(answer.headers.get('X-Linked-Size'))), answer.headers.get_content_type()
+        if announced > size:
+            raise _WrongBytes(f'{url} announces {announced:,} bytes of {kind}, not {size:,}')
+        with (open(path, 'ab' if start else 'wb') as file,
+              tqdm(total=size, initial=start, unit='B', unit_scale=True, desc=label, leave=False, disable=None) as bar):
+            try:
+                end = start + _receive(answer, size - start, file, bar)
+                if end < size and end != total:
+                    raise _Interrupted(f'the connection ended after {end:,} of {size:,} bytes')
+            except _Interrupted:
+                if total != size:   # nothing says that this was the beginning of the file
+                    file.truncate(0)
+                raise
+        return kind
+
+
+def _receive(answer: HTTPResponse, limit: int, file: BinaryIO, bar: tqdm) -> int:
+    """Store ``limit`` bytes of the body at most; gives how many came."""
+    count, mark, since = 0, 0, time.monotonic()
+    while count < limit:
+        try:
+            block = answer.read1(min(limit - count, 1 << 16))
+        except TimeoutError:
+            raise _Interrupted(f'no byte came for {PATIENCE:g} s') from None
+        except (OSError, HTTPException) as error:
+            raise _Interrupted(f'the connection broke ({error})') from None
+        if not block:
+            break
+        file.write(block)
+        bar.update(len(block))
+        count += len(block)
+        if (elapsed := time.monotonic() - since) >= PATIENCE:
+            if count - mark < MIN_RATE * elapsed and count < limit:
+                raise _Interrupted(f'only {count - mark:,} bytes came in {elapsed:.0f} s')
+            mark, since = count, time.monotonic()
+    return count
+
+
+def _answer(url: str, headers: dict[str, str]) -> HTTPResponse:
+    """The answer behind all redirects. A thread asks, because neither the look-up of a name nor the sum of all steps has a time limit."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    too_late = threading.Event()
+
+    def ask():
+        try:
+            answer = _follow(url, headers)
+        except Exception as error:  # the thread that waits raises it
+            answer = error
+        answers.put(answer)
+        if too_late.is_set() and isinstance(answer, HTTPResponse):
+            answer.close()
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=PATIENCE)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+    except queue.Empty:
+        too_late.set()
+        reason: object = TimeoutError()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, 'reason', error)
+    except ValueError as error:
+        raise DownloadError(f'{url}: {error}') from None
+    if isinstance(reason, TimeoutError):
+        raise DownloadError(f'{url}: no answer within {PATIENCE:g} s; check the network')
+    raise _Interrupted(f'no connection ({reason})')
+
+
+class _AsIs(urllib.request.HTTPErrorProcessor):
+    """Hands over every answer whatever its status, redirects too."""
+
+    def http_response(self, request, response):
+        return response
+
+    https_response = http_response
+
+
+def _follow(url: str, headers: dict[str, str]) -> HTTPResponse:
+    opener = urllib.request.build_opener(_AsIs)
+    for _ in range(MAX_REDIRECTS + 1):
+        if urlsplit(url).scheme not in ('http', 'https'):
+            raise DownloadError(f'{url!r} is no http or https address')
+        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE)
+        if answer.status not in (301, 302, 303, 307, 308):
+            return answer
+        answer.close()
+        target = urljoin(url, answer.headers.get('Location', ''))
+        if urlsplit(target)[:2] != urlsplit(url)[:2]:   # scheme, host and port
+            headers = {name: value for name, value in headers.items() if name.lower() != 'authorization'}
+        url = target
+    raise DownloadError(f'{url}: more than {MAX_REDIRECTS} redirects')
+
+
+def _check_status(url: str, answer: HTTPResponse, have: int) -> None:
+    status, given = answer.status, answer.headers.get('Content-Range', '')
+    if status == 416 or (status == 206 and not given.startswith(f'bytes {have}-')):
+        raise _WrongBytes(f'{url}: asked for the bytes from {have} on, got HTTP {status} with {given!r}')
+    if status in TRANSIENT:
+        pause = _number(answer.headers.get('Retry-After'))
+        if pause > MAX_PAUSE:
+            raise DownloadError(f'{url}: HTTP {status}, and the server asks to come back in {pause} s')
+        raise _Interrupted(f'HTTP {status}', pause)
+    if status == 404:
+        raise NotThereError(f'{url}: HTTP 404, {MEANING[404]}')
+    if status not in (200, 206):
+        raise DownloadError(f'{url}: HTTP {status}, {MEANING.get(status, "which is no file")}')
+
+
+def _number(header: str | None) -> int:
+    return int(header) if header and re.fullmatch(r'[0-9]{1,15}', header) else 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
