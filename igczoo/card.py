@@ -12,7 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-__all__ = ['Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'cards', 'find_card', 'list_models', 'read_card', 'weights_folder', 'write_card']
+__all__ = [
+    'Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'cards', 'find_card', 'list_models', 'read_card', 'weights_folder',
+    'write_card',
+]
 
 
 class CardError(ValueError):
@@ -162,7 +165,7 @@ def _from_json(wanted: Any, value: Any, where: str = 'card') -> Any:
             kinds = get_args(wanted)
             kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
             if len(kinds) == len(value):
-                return tuple(_from_json(kind, item, f'{where}[{i}]') for i, (kind, item) in enumerate(zip(kinds, value)))
+                return tuple(_from_json(kind, item, f'{where}[{i}]') for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
         raise TypeError(f'{where} is {value!r}; it must be {wanted}')
     if get_args(wanted):    # a union
         for kind in get_args(wanted):

@@ -194,8 +194,9 @@ def load(
 
     Raises:
         CardError: the name is no checkpoint's; the message lists those there are.
-        ValueError: the folder lacks a file, or its files do not fit together or are not of a model of this package; there is no such device
-            here; the dtype is no floating-point one.
+        StoreError: no source has the verified weights.
+        ValueError: the folder lacks a file, or its files do not fit together or are not of a model of this package; the repository cannot
+            be read; there is no such device here; the dtype is no floating-point one.
     """
     _check_placement(device, dtype)
     source, folder = _resolve(os.fspath(name))
@@ -206,9 +207,10 @@ def load(
         preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
         return Classifier(model, preprocess, _labels(model))
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
-        if folder is None:
+        if ':' not in source:   # a checkpoint of this package, whose errors say all
             raise
-        raise ValueError(f'{folder}: cannot be loaded ({_one_line(error)}); config.json and model.safetensors must fit') from error
+        advice = 'config.json and model.safetensors must fit' if folder else 'check its name and the network'
+        raise ValueError(f'{folder or source}: cannot be loaded ({_one_line(error)}); {advice}') from error
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:
@@ -229,7 +231,7 @@ def _resolve(name: str) -> tuple[str, Path | None]:
 def _check_folder(folder: Path) -> None:
     """Say what is wrong with a folder before timm, which would take other files for the weights, or any model of its own."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder; a repository on the hub is 'hf-hub:{folder}'")
+        raise ValueError(f"{folder}: there is no such folder; a repository on the hub is named 'hf-hub:org/name'")
     for file in ('config.json', 'model.safetensors'):
         if not (folder / file).is_file():
             raise ValueError(f'{folder}: has no {file}; give a folder that timm.models.save_for_hf(..., safe_serialization=True) wrote')

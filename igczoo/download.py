@@ -139,7 +139,7 @@ def _receive(answer: HTTPResponse, limit: int, file: BinaryIO, bar: tqdm) -> int
         except TimeoutError:
             raise _Interrupted(f'no byte came for {PATIENCE:g} s') from None
         except (OSError, HTTPException) as error:
-            raise _Interrupted(f'the connection broke ({error})') from None
+            raise _Interrupted(f'the connection broke ({_words(error)})') from None
         if not block:
             break
         file.write(block)
@@ -181,7 +181,7 @@ def _answer(url: str, headers: dict[str, str]) -> HTTPResponse:
         raise DownloadError(f'{url}: {error}') from None
     if isinstance(reason, TimeoutError):
         raise DownloadError(f'{url}: no answer within {PATIENCE:g} s; check the network')
-    raise _Interrupted(f'no connection ({reason})')
+    raise _Interrupted(f'no HTTP answer ({_words(reason)})')
 
 
 class _AsIs(urllib.request.HTTPErrorProcessor):
@@ -194,10 +194,10 @@ class _AsIs(urllib.request.HTTPErrorProcessor):
 
 
 def _follow(url: str, headers: dict[str, str]) -> HTTPResponse:
-    opener = urllib.request.build_opener(_AsIs)
+    opener, asked = urllib.request.build_opener(_AsIs), url
     for _ in range(MAX_REDIRECTS + 1):
         if urlsplit(url).scheme not in ('http', 'https'):
-            raise DownloadError(f'{url!r} is no http or https address')
+            raise DownloadError(f'{asked}: {url!r} is no http or https address')
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE)
         if answer.status not in (301, 302, 303, 307, 308):
             return answer
@@ -206,7 +206,7 @@ def _follow(url: str, headers: dict[str, str]) -> HTTPResponse:
         if urlsplit(target)[:2] != urlsplit(url)[:2]:   # scheme, host and port
             headers = {name: value for name, value in headers.items() if name.lower() != 'authorization'}
         url = target
-    raise DownloadError(f'{url}: more than {MAX_REDIRECTS} redirects')
+    raise DownloadError(f'{asked}: more than {MAX_REDIRECTS} redirects')
 
 
 def _check_status(url: str, answer: HTTPResponse, have: int) -> None:
@@ -222,6 +222,11 @@ def _check_status(url: str, answer: HTTPResponse, have: int) -> None:
         raise NotThereError(f'{url}: HTTP 404, {MEANING[404]}')
     if status not in (200, 206):
         raise DownloadError(f'{url}: HTTP {status}, {MEANING.get(status, "which is no file")}')
+
+
+def _words(error: object) -> str:
+    """What the system says; nothing that a server wrote."""
+    return getattr(error, 'strerror', None) or type(error).__name__
 
 
 def _number(header: str | None) -> int:

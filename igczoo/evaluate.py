@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .card import Accuracy
+from .card import Accuracy, cards
 from .classifier import Classifier
 from .images import open_split
 
@@ -41,15 +41,16 @@ def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, wo
     dataset = open_split(data, train=False, transform=classifier.preprocess)
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
     loader = DataLoader(dataset, batch_size, num_workers=workers)
-    batches = ((x.to(classifier.device, classifier.dtype), to_label[y].to(classifier.device)) for x, y in tqdm(loader, 'evaluate', disable=None))
+    device, dtype = classifier.device, classifier.dtype
     started = time.perf_counter()
-    top1, top5 = count_correct(classifier.model, batches)
-    seconds = time.perf_counter() - started
-    n = len(dataset)
+    top1, top5 = count_correct(
+        classifier.model, ((x.to(device, dtype), to_label[y].to(device)) for x, y in tqdm(loader, 'evaluate', disable=None)))
+    n, seconds = len(dataset), time.perf_counter() - started
     low, high = wilson_interval(top1, n)
-    accuracy = Accuracy(dataset=Path(data).name, split='evaluation', by='igczoo', top1=round(100 * top1 / n, 2), top5=round(100 * top5 / n, 2), n=n,
-                        top1_interval=(round(100 * low, 2), round(100 * high, 2)))
-    return Evaluation(accuracy, n / seconds)
+    return Evaluation(Accuracy(
+        dataset=Path(data).resolve().name, split='evaluation', by='igczoo', n=n,
+        top1=round(100 * top1 / n, 2), top5=round(100 * top5 / n, 2),
+        top1_interval=(round(100 * low, 2), round(100 * high, 2))), n / seconds)
 
 
 @torch.inference_mode()
@@ -80,7 +81,9 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
 def _match_classes(classes: list[str], classifier: Classifier, data: str | Path) -> list[int]:
     """The classifier's index of each class of a data set."""
     known = {label: index for index, label in enumerate(classifier.labels)}
-    known |= {label_id: index for index, label_id in enumerate(classifier.label_ids or ())}
+    cfg = classifier.model.pretrained_cfg
+    card = cards().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
+    known |= {label_id: index for index, label_id in enumerate(card.label_ids or ())} if card else {}
     if strangers := [name for name in classes if name not in known]:
         raise ValueError(f'{data}: {len(strangers)} of its {len(classes)} classes, such as {strangers[0]!r}, are none of the classifier\'s '
                          f'{len(classifier.labels)} labels, such as {classifier.labels[0]!r}; give a data set of the same classes')

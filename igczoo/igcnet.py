@@ -2,8 +2,6 @@
 
 In the order data flows: stem, blocks of units, head; then the table of variants, and the entry points timm knows them by.
 """
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from .card import Card, cards
 from .layers import IGConv2d
+from .store import fetch
 
 __all__ = ['IGCNet', 'igc_resnet']
 
@@ -164,22 +163,16 @@ class IGCNet(nn.Module):
         stages = []
         in_chs, dilation = stem_width, 1
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        for s, (width, parts, depth, drop_paths) in enumerate(zip(widths, stage_primary, depths, drop_path_rates)):
+        style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
+        for s, (width, partitions, depth, drop_paths) in enumerate(zip(widths, stage_primary, depths, drop_path_rates, strict=True)):
             stride, first_dilation = (1 if s == 0 else 2), dilation
             if reduction * stride > output_stride:
                 dilation, stride = dilation * stride, 1
             reduction *= stride
             blocks = []
             for b in range(depth):
-                first = b == 0
-                shape = dict(in_chs=in_chs if first else width, out_chs=width, primary=parts, stride=stride if first else 1)
-                style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
-                dilations = first_dilation if first else dilation, dilation
-                if shortcuts:
-                    blocks.append(ResidualBlock(
-                        **shape, first_dilation=dilations[0], dilation=dilations[1], drop_path=drop_paths[b], **style))
-                else:
-                    blocks.append(PlainBlock(**shape, dilation=dilations[0], **style))
+                shape = (width, width, partitions, 1, dilation) if b else (in_chs, width, partitions, stride, first_dilation)
+                blocks.append(ResidualBlock(*shape, dilation, drop_paths[b], **style) if shortcuts else PlainBlock(*shape, **style))
             stages.append(nn.Sequential(*blocks))
             self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
             in_chs = width
@@ -322,7 +315,8 @@ def _cifar(depth: int, primary: int | None, width: int, shortcuts: bool = True) 
     """Three stages of width, 2 and 4 times that, for 32x32 images; depth = 6n + 2 with shortcuts, 3n + 2 without."""
     layers = 6 if shortcuts else 3
     if depth < layers + 2 or (depth - 2) % layers:
-        raise ValueError(f'igc_resnet: depth is {depth}; with shortcuts={shortcuts} it must be {layers}n + 2: {layers + 2}, {2 * layers + 2}, ...')
+        raise ValueError(f'igc_resnet: depth is {depth}; with shortcuts={shortcuts} it must be {layers}n + 2, as {layers + 2}'
+                         f' or {2 * layers + 2}')
     variant = dict(
         stem='cifar', stem_width=width, widths=(width, 2 * width, 4 * width), primary=None if primary is None else (primary,) * 3,
         depths=((depth - 2) // layers,) * 3, shortcuts=shortcuts)
@@ -417,7 +411,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
                  if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]
     if missing or unknown or misshapen:
-        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown}, and has other '
+        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown} and other '
                            f'shapes in {misshapen}; load one of the same architecture')
     return state_dict
 
@@ -427,7 +421,6 @@ def _create(variant: str, pretrained: bool, pretrained_cfg=None, pretrained_cfg_
     overlay = dict(pretrained_cfg_overlay or {})
     card = _card_of(resolve_pretrained_cfg(variant, pretrained_cfg, overlay)) if pretrained else None
     if card:
-        from .store import fetch
         overlay['file'] = str(fetch(card, cache_dir=cache_dir))
     taps = range(len(VARIANTS[variant]['widths']) + 1)
     feature_cfg = dict(out_indices=tuple(taps), flatten_sequential=True) | kwargs.pop('feature_cfg', {})

@@ -20,9 +20,10 @@ EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the la
 
 
 class ParquetImages(Dataset):
-    """Images in Parquet files of Hugging Face's `datasets` layout: columns image (bytes, path) and label, class names in the metadata.
+    """Images in Parquet files as Hugging Face's `datasets` writes them.
 
-    Like torchvision's data sets it has ``classes`` (names), ``targets`` (labels) and gives ``(transform(image), label)``.
+    The columns are image (bytes, path) and label, the class names stand in the metadata. Like torchvision's data sets it has ``classes``
+    (names), ``targets`` (labels) and gives ``(transform(image), label)``.
 
     Raises:
         ValueError: pyarrow is missing, or a file has not this layout.
@@ -40,8 +41,8 @@ class ParquetImages(Dataset):
             self.encoded = table['image'].combine_chunks().field('bytes')
             self.targets = table['label'].to_pylist()
         except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{files[0]}: is no image-classification Parquet file with columns image (bytes, path) and label, and the class "
-                             f"names under 'huggingface' in its metadata: {type(error).__name__} {error}") from None
+            raise ValueError(f"{files[0]}: is no Parquet file with columns image (bytes, path) and label, and the class "
+                             f"names under 'huggingface' in its metadata ({type(error).__name__}: {error})") from None
         self.transform = transform
 
     def __len__(self) -> int:

@@ -1,7 +1,4 @@
 """The interleaved group convolution: a primary (spatial) and a secondary (1x1) grouped convolution with a permutation between them."""
-from __future__ import annotations
-
-import torch
 from torch import Tensor, nn
 
 __all__ = ['IGConv2d', 'interleave']
@@ -38,7 +35,7 @@ class IGConv2d(nn.Module):
     * the secondary convolution W_d is 1x1, in M groups of L channels, one from every primary partition;
     * both permutations are `interleave`, so the output is in primary order: the M channels of a partition lie together.
 
-    Nothing non-linear stands between the two, so the pair is one linear map; see `dense_weight`.
+    Nothing non-linear stands between the two, so the pair is a regular convolution whose kernel has that structure.
     The extremes are known layers: L = 1 is a regular convolution followed by a scale for each channel; M = 1 (L = out_channels, which
     then divides in_channels) is a channel-wise convolution followed by a regular 1x1 one, as in Xception.
 
@@ -84,7 +81,7 @@ class IGConv2d(nn.Module):
         self.num_primary = primary
         self.num_secondary = out_channels // primary
         padding = dilation * (kernel_size // 2)
-        self.primary = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups=self.num_primary, bias=False, **dd)
+        self.primary = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, self.num_primary, bias=False, **dd)
         self.secondary = nn.Conv2d(out_channels, out_channels, 1, groups=self.num_secondary, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def open_image(source: Any) -> Image.Image:
     The EXIF orientation is applied and transparency is laid on white. Of an animation the first frame is taken, of a PIL image the frame
     at which it stands. Colour profiles are not applied, as they are not in training.
 
+    A file that has all of its first frame's pixels opens, whatever else of it is missing.
+
     Grey images of more than 8 bits are scaled: 16-bit ones from 0..65535 to 0..255; 32-bit integers and floats, whose files do not say
     their range, from the first of 0..1 (floats only), 0..255 and 0..65535 that holds every pixel, otherwise from the darkest pixel to
     the brightest.
@@ -199,7 +201,7 @@ def _to_pil(source: Any, name: str) -> Image.Image:
     else:
         raise ImageError(f'{name}: is no image; give a path, an http(s) URL, bytes, a PIL image, a numpy array or a torch tensor')
     _check_size(*image.size, name)
-    return image.copy() if image is source else image
+    return image
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
@@ -233,7 +235,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
         raise ImageError(f'{name}: must be one image of 1, 3 or 4 channels, an array (H, W) or (H, W, C) or a tensor (C, H, W)')
     if array.dtype != np.uint8:
         raise ImageError(f'{name}: must be of type uint8, 0..255; scale and convert it')
-    _check_size(array.shape[1], array.shape[0], name)
+    _check_size(array.shape[1], array.shape[0], name)   # Pillow cannot be asked: it fails on an empty array
     return Image.fromarray(np.ascontiguousarray(array.reshape(array.shape[:2]) if channels == 1 else array))
 
 
@@ -249,6 +251,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 # From any mode to RGB -----------------------------------------------------------------------------------------------------------------
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new image, also where this one is RGB already."""
     image.load()    # a TIFF is turned upright here already
     turn = TURNS.get(_orientation(image))
     if image.mode.startswith('I') or image.mode == 'F':

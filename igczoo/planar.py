@@ -90,7 +90,8 @@ def _by_channel(conv: nn.Conv2d, x: Tensor, partitions: int, m: int, M: int) -> 
     total = None
     for r in range(m):
         kernels = weight[:, output, (output + r) % m].transpose(0, 1).flatten(0, 1).unsqueeze(1)     # (M * L, 1, k, k)
-        y = F.conv2d(_rotated_planes(x, partitions, m, M, r), kernels, None, conv.stride, conv.padding, conv.dilation, groups=M * partitions)
+        planes = _rotated_planes(x, partitions, m, M, r)
+        y = F.conv2d(planes, kernels, None, conv.stride, conv.padding, conv.dilation, groups=M * partitions)
         total = y if total is None else total + y
     return total
 

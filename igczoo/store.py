@@ -78,7 +78,7 @@ def fetch(card: Card, sources: Sequence[str] | None = None, cache_dir: str | Pat
         except DownloadError as error:
             reasons.append(f'{source}: {error}')
         except OSError as error:
-            reasons.append(f'{source}: cannot use {shelf.cache}: {error}')
+            reasons.append(f'{source}: cannot use {error.filename or shelf.cache}: {error.strerror or error}')
     raise StoreError(f"no verified {FILE} of {card.name}: {'; '.join(reasons)}. Use pretrained=False for a network without weights, "
                      f"pretrained_cfg_overlay=dict(file='...') for a file of your own, or another tag (igczoo list).")
 
@@ -170,11 +170,12 @@ class _Shelf:
                     self._remove(path)
         return None, bad
 
-    def _remove(self, path: Path) -> None:
-        blob = path.resolve()   # of huggingface_hub's link
-        path.unlink(missing_ok=True)
-        if self.cache.resolve() in blob.parents:
-            blob.unlink(missing_ok=True)
+    def _remove(self, path: Path | None) -> None:
+        """Remove a bad copy; huggingface_hub's is a link, whose targets go too as far as they are in the cache."""
+        while path and self.cache in path.parents:
+            target = Path(os.path.abspath(path.parent / os.readlink(path))) if path.is_symlink() else None
+            path.unlink(missing_ok=True)
+            path = target
 
     @contextmanager
     def turn(self) -> Iterator[Path]:

@@ -85,7 +85,7 @@ def train(
     for epoch in range(len(log), recipe.epochs):
         started = time.perf_counter()
         model.train()
-        torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch's draws depend on nothing before it, so a resumed run equals a whole one
+        torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
         order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
         loss_sum = torch.zeros((), device=device)
         for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
@@ -98,16 +98,19 @@ def train(
             optimizer.step()
             loss_sum += loss.detach()
         train_seconds = time.perf_counter() - started
-        top1, top5 = count_correct(forward.eval(), zip(map(augment.normalise, eval_images.split(500)), eval_labels.split(500)), bf16)
+        eval_batches = zip(map(augment.normalise, eval_images.split(500)), eval_labels.split(500), strict=True)
+        top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
         if world > 1:
             dist.all_reduce(loss_sum)
         log.append(dict(
             epoch=epoch + 1, lr=optimizer.param_groups[0]['lr'], train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
-            top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2), train_seconds=round(train_seconds, 1)))
+            top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
+            train_seconds=round(train_seconds, 1)))
         if rank == 0:
             _save(Path(out), settings, net, optimizer, log)
     if rank == 0:
-        _write(Path(out) / 'model.safetensors', lambda file: save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, file))
+        weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+        _write(Path(out) / 'model.safetensors', lambda file: save_file(weights, file, metadata={'format': 'pt'}))
     if world > 1:
         dist.destroy_process_group()
     return log
@@ -119,7 +122,7 @@ class Augmentation:
     def __init__(self, recipe: Recipe, images: Tensor):
         self.mean, self.std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
         self.flip, self.size, self.shifts = recipe.flip, recipe.input_size, 2 * recipe.crop_padding + 1
-        n, c, h, w = images.shape
+        n, _, h, w = images.shape
         pad = recipe.crop_padding
         padded = self.mean.round().to(torch.uint8).repeat(n, 1, h + 2 * pad, w + 2 * pad)
         padded[:, :, pad:pad + h, pad:pad + w] = images

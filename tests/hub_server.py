@@ -251,14 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
     def redirect(self, target: str, headers: dict | None = None) -> None:
         self.send_head(302, {'Location': target, 'Content-Length': 0, **(headers or {})})
 
-    def send_part(self, data: bytes, end: int) -> None:
-        """The head of the whole answer (or of the part asked for) and the bytes up to ``end``."""
+    def send_part(self, data: bytes, end: int) -> int:
+        """The head of the whole answer (or of the part asked for) and the bytes up to ``end``; gives the first byte asked for."""
         match = re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))
         start = int(match[1]) if match else 0
         ranged = {'Content-Range': f'bytes {start}-{len(data) - 1}/{len(data)}'} if match else {}
         self.send_head(206 if match else 200, {'Content-Length': len(data) - start, 'ETag': '"x"', **ranged})
         self.wfile.write(data[start:max(start, end)])
         self.close_connection = True
+        return start
 
     def reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -306,8 +307,8 @@ def _silence(http, data, repo):
 
 
 def _drip(http, data, repo, interval: float = 0.02):
-    http.send_part(data, 0)
-    http.drip(data, interval)
+    start = http.send_part(data, 0)
+    http.drip(data[start:], interval)
 
 
 def _dripping_head(http, data, repo, interval: float = 0.02):

@@ -315,6 +315,12 @@ def test_missing_folder(tmp_path):
             load(name)
 
 
+def test_impossible_name_of_a_repository():
+    with pytest.raises(ValueError, match=r'^hf-hub:a/b/c: cannot be loaded \(.*\); check its name') as caught:
+        load('hf-hub:a/b/c')
+    assert '\n' not in str(caught.value)
+
+
 def test_devices_and_dtypes_that_cannot_be(checkpoint):
     with pytest.raises(ValueError, match="device is 'gpu'"):
         load(checkpoint, device='gpu')

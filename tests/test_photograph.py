@@ -78,11 +78,17 @@ def test_grey_and_transparent_arrays():
         assert (pixels(source) == 255).all()
 
 
-def test_the_result_shares_nothing_with_the_array():
-    array = np.zeros((3, 4, 3), np.uint8)
-    image = open_image(array)
+def test_float_tensors_are_rounded():
+    assert pixels(torch.tensor([[[0, .1, .6, .9999]]], dtype=torch.float16))[0, :, 0].tolist() == [0, 25, 153, 255]
+    assert pixels(torch.tensor([[[0, .1001, .599, .9999]]]))[0, :, 0].tolist() == [0, 26, 153, 255]
+
+
+def test_the_result_shares_nothing_with_the_source():
+    array, image = np.zeros((3, 4, 3), np.uint8), Image.new('RGB', (4, 3))
+    results = open_image(array), open_image(image)
     array[:] = 9
-    assert not np.asarray(image).any()
+    image.paste('white', (0, 0, 4, 3))
+    assert not any(np.asarray(result).any() for result in results)
 
 
 def test_callers_image_is_not_changed(photo):

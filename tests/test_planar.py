@@ -38,10 +38,10 @@ def test_planar_form_equals_the_net(name, training):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
     for output in outputs:
         (output * target).sum().backward()
-    for (key, expected), found in zip(net.named_parameters(), twin.parameters()):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-10, msg=lambda text: f'{key}: {text}')
-    for (key, expected), found in zip(net.named_buffers(), twin.buffers()):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=lambda text: f'{key}: {text}')
+    for (key, expected), found in zip(net.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-10, msg=f'{key} differs')
+    for (key, expected), found in zip(net.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=f'{key} differs')
 
 
 def test_features_come_in_primary_order():

@@ -28,7 +28,7 @@ def timm_source(tmp_path_factory) -> Path:
 
 @pytest.mark.timm_suite
 def test_timm_suite_passes(timm_source):
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'timm_plugin', '-p', 'no:cacheprovider', '-k', 'igc', '-rs', 'tests/test_models.py']
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'timm_plugin', '-p', 'no:cacheprovider', '-k', 'igc', 'tests/test_models.py']
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get('PYTHONPATH', '')])
     result = subprocess.run(command, cwd=timm_source, env=os.environ | dict(PYTHONPATH=path), capture_output=True, text=True)
     print(result.stdout[-3000:])

@@ -1,0 +1,203 @@
+"""The command line: a few lines a command over the functions of the same names. Exit status 0; 1 for an error; 2 for a wrong call."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .card import Card, cards, find_card, list_models
+
+__all__ = ['main']
+
+DEFAULT_MODEL = 'igc_resnet20_l24m2'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:     # of `igczoo list | head`
+        sys.stderr.close()
+        return 1
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f'igczoo {arguments.command}: {error}', file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='igczoo', description='Interleaved Group Convolution networks with verified weights.')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=run)
+        return sub
+
+    def add_json(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--json', action='store_true', help='print JSON')
+
+    def add_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--device', default='cpu', help='where to compute, as cpu or cuda (default: %(default)s)')
+
+    sub = command('list', _list, 'List the checkpoints.')
+    add_json(sub)
+
+    sub = command('info', _info, 'Say everything about a checkpoint: its card, and where copies of it are.')
+    sub.add_argument('name', help='arch.tag, or arch for its default checkpoint')
+    add_json(sub)
+
+    sub = command('classify', _classify, 'Say what photographs show.')
+    sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
+    sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
+    sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
+    sub.add_argument('--batch-size', type=_positive, default=32, help='images at a time (default: %(default)s)')
+    add_device(sub)
+    add_json(sub)
+
+    sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.')
+    names = sub.add_mutually_exclusive_group(required=True)
+    names.add_argument('name', nargs='?', help='arch.tag, or arch for its default checkpoint')
+    names.add_argument('--all', action='store_true', help='every checkpoint')
+    add_json(sub)
+
+    sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.')
+    sub.add_argument('name', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
+    sub.add_argument('--batch-size', type=_positive, default=256, help='images at a time (default: %(default)s)')
+    sub.add_argument('--workers', type=int, default=0, help='processes that decode images (default: %(default)s)')
+    add_device(sub)
+    add_json(sub)
+
+    sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.')
+    sub.add_argument('recipe', help='a name; a wrong one lists those there are')
+    sub.add_argument('--data', required=True, help='as for evaluate, with a training split too')
+    sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
+    sub.add_argument('--epochs', type=_positive, help='other than the recipe says')
+    sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
+    sub.add_argument('--planar', action=argparse.BooleanOptionalAction, help='compute in planar order (default: on a CPU)')
+    sub.add_argument('--bf16', action='store_true', help='mixed precision')
+    sub.add_argument('--compile', action='store_true', help='torch.compile the model')
+    sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
+
+    sub = command('convert', _convert, "Convert an authors' MXNet checkpoint to a folder that timm and the hub take.")
+    sub.add_argument('file', help='a .params file')
+    sub.add_argument('--model', required=True, help='its architecture; a wrong one lists those there are')
+    sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no positive integer')
+    return int(text)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    found = [cards()[name] for name in list_models()]
+    if arguments.json:
+        return _print_json([dict(name=card.name, params=card.params, macs=card.macs, default=card.default) for card in found])
+    for card in found:
+        first = card.accuracy[0]
+        printed = '' if first.by == 'igczoo' else f' (printed by {first.by})'
+        print(f'{card.name:28} {card.params / 1e6:6.2f} M parameters {card.macs / 1e6:6.0f} M multiply-adds   '
+              f'top-1 {first.top1:.2f} % on {first.dataset}{printed}')
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from .store import locate
+    card = find_card(arguments.name)
+    copies = [copy._replace(path=str(copy.path))._asdict() for copy in locate(card)]
+    if arguments.json:
+        return _print_json(asdict(card) | dict(name=card.name, copies=copies))
+    for field, value in asdict(replace(card, labels=_shortened(card))).items():
+        if value not in (None, ''):
+            print(f'{field:17} {value}')
+    for copy in copies:
+        print(f'{copy["source"]:17} {copy["path"]}: {copy["state"]}')
+
+
+def _shortened(card: Card) -> str:
+    return card.labels if isinstance(card.labels, str) else f'{card.num_classes}: {", ".join(card.labels[:10])}' + ', ...' * (card.num_classes > 10)
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .classifier import load
+    from .photograph import ImageError, find_images
+    classifier = load(arguments.model, device=arguments.device)
+    images = [file for image in arguments.images for file in (find_images(image) if Path(image).is_dir() else [image])]
+    results, failed = [], 0
+    outcomes = classifier.classify_each(images, k=arguments.k, batch_size=arguments.batch_size)
+    for image, outcome in tqdm(outcomes, 'classify', len(images), disable=None if len(images) > arguments.batch_size else True):
+        if isinstance(outcome, ImageError):
+            failed += 1
+            results.append(dict(image=str(image), error=str(outcome)))
+            print(f'igczoo classify: {outcome}', file=sys.stderr)
+            continue
+        results.append(dict(image=str(image), predictions=[prediction._asdict() for prediction in outcome]))
+        if not arguments.json:
+            for rank, (label, score, _) in enumerate(outcome):
+                print(f'{image if rank == 0 else "":32} {score:7.2%}  {label}')
+    if arguments.json:
+        _print_json(results)
+    return 1 if failed else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .store import locate
+    names = list_models() if arguments.all else [find_card(arguments.name).name]
+    copies = [dict(name=name, source=copy.source, path=str(copy.path), state=copy.state)
+              for name in names for copy in locate(cards()[name], rehash=True) if copy.state != 'absent']
+    if arguments.json:
+        _print_json(copies)
+    else:
+        for copy in copies:
+            print(f'{copy["state"]:12}  {copy["name"]}  {copy["source"]}  {copy["path"]}')
+        for name in sorted(set(names) - {copy['name'] for copy in copies}):
+            print(f'{"not here":12}  {name}')
+    return 1 if any(copy['state'] != 'ok' for copy in copies) else 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .classifier import load
+    from .evaluate import evaluate
+    result = evaluate(load(arguments.name, device=arguments.device), arguments.data, arguments.batch_size, arguments.workers)
+    if arguments.json:
+        return _print_json(asdict(result))
+    accuracy = result.accuracy
+    low, high = accuracy.top1_interval
+    print(f'{arguments.name} on {accuracy.dataset}, {accuracy.n} images: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), '
+          f'top-5 {accuracy.top5:.2f} %, {result.images_per_second:.0f} images/s')
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .recipes import find_recipe
+    from .train import train
+    recipe = find_recipe(arguments.recipe)
+    if arguments.epochs:
+        recipe = replace(recipe, epochs=arguments.epochs)
+    out = Path(arguments.out or Path('runs') / arguments.recipe)
+    last = train(recipe, arguments.data, out, device=arguments.device, planar=arguments.planar, bf16=arguments.bf16,
+                 compile=arguments.compile, seed=arguments.seed)[-1]
+    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs')
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from .convert import convert_folder
+    print(f'{convert_folder(arguments.file, arguments.model, arguments.out)}: load it by igczoo.load or timm\'s local-dir:')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
