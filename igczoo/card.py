@@ -8,13 +8,15 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 __all__ = [
-    'Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'cards', 'find_card', 'list_models', 'read_card', 'weights_folder',
-    'write_card',
+    'Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'card_json', 'cards', 'find_card', 'list_models', 'read_card',
+    'weights_folder', 'write_card',
 ]
 
 
@@ -112,7 +114,7 @@ def find_card(name: str) -> Card:
     """The card of a checkpoint 'arch.tag', or of an architecture's default one.
 
     Raises:
-        CardError: there is none; the message lists those there are.
+        CardError: there is none; the message lists those there are, and first those of a similar name.
     """
     for card in cards().values():
         if name == card.name or (name == card.model and card.default):
@@ -120,26 +122,38 @@ def find_card(name: str) -> Card:
     tags = [card.name for card in cards().values() if card.model == name]
     if tags:
         raise CardError(f'{name} has no default checkpoint; name one of {", ".join(tags)}')
-    raise CardError(f'{name!r} is no checkpoint; there are {", ".join(list_models())}')
+    near = get_close_matches(name, list_models())
+    meant = f'did you mean {" or ".join(near)}? All there are: ' if near else 'there are '
+    raise CardError(f'{name!r} is no checkpoint; {meant}{", ".join(list_models())}')
 
 
 def read_card(path: str | os.PathLike) -> Card:
     """Read a card.json.
 
     Raises:
-        CardError: the file is not there, is no JSON, or its fields are not those of `Card`.
+        CardError: the file is not there, is no JSON, or its fields are not those of `Card`; the message names the file and the field.
     """
     try:
-        return _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')))
-    except (OSError, ValueError, TypeError) as error:
+        return _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')), 'card')
+    except OSError as error:
+        raise CardError(f'{path}: cannot be read: {error.strerror}') from None
+    except (ValueError, TypeError) as error:
         raise CardError(f'{path}: {error}') from None
 
 
 def write_card(card: Card, path: str | os.PathLike) -> None:
     """Write a card.json that `read_card` gives back equal, without fields that keep their default."""
     beside = Path(path).with_suffix('.part')
-    beside.write_text(json.dumps(_to_json(card), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(beside, path)
+    try:
+        beside.write_text(card_json(card), encoding='utf-8')
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def card_json(card: Card) -> str:
+    """What `write_card` writes."""
+    return json.dumps(_to_json(card), indent=1, ensure_ascii=False) + '\n'
 
 
 def _to_json(record: Any) -> Any:
@@ -149,33 +163,34 @@ def _to_json(record: Any) -> Any:
     return [_to_json(item) for item in record] if isinstance(record, tuple) else record
 
 
-def _from_json(wanted: Any, value: Any, where: str = 'card') -> Any:
+def _from_json(wanted: Any, value: Any, where: str) -> Any:
     """Build what the annotation ``wanted`` says from JSON; a TypeError says where it does not fit."""
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, dict):
-            raise TypeError(f'{where} is {value!r}; it must be an object')
-        hints, fields = get_type_hints(wanted), dataclasses.fields(wanted)
-        required = {field.name for field in fields if field.default is dataclasses.MISSING}
-        missing, unknown = sorted(required - set(value)), sorted(set(value) - set(hints))
-        if missing or unknown:
-            raise TypeError(f'{where} lacks {missing} and has unknown {unknown}')
-        return wanted(**{name: _from_json(hints[name], item, f'{where}.{name}') for name, item in value.items()})
-    if get_origin(wanted) is tuple:
-        if isinstance(value, list):
-            kinds = get_args(wanted)
-            kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-            if len(kinds) == len(value):
-                return tuple(_from_json(kind, item, f'{where}[{i}]') for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-        raise TypeError(f'{where} is {value!r}; it must be {wanted}')
-    if get_args(wanted):    # a union
-        for kind in get_args(wanted):
-            try:
-                return _from_json(kind, value, where)
-            except TypeError:
-                pass
-        raise TypeError(f'{where} is {value!r}; it must be {wanted}')
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:
-        raise TypeError(f'{where} is {value!r}; it must be of type {wanted.__name__}')
-    return value
+    kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    kind = next((kind for kind in kinds if type(value) in _json_types(kind)), None)
+    if dataclasses.is_dataclass(kind):
+        return _record_from_json(kind, value, where)
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        items = items[:1] * len(value) if items[-1] is Ellipsis else items
+        if len(items) == len(value):
+            return tuple(_from_json(item, element, f'{where}[{i}]') for i, (item, element) in enumerate(zip(items, value, strict=True)))
+    elif kind is not None:
+        return float(value) if kind is float else value
+    raise TypeError(f'{where} is {value!r}; it must be {wanted.__name__ if wanted in (str, int, float, bool) else wanted}')
+
+
+def _json_types(kind: Any) -> tuple[type, ...]:
+    """What `json` makes of a value of this kind."""
+    if dataclasses.is_dataclass(kind):
+        return (dict,)
+    return (list,) if get_origin(kind) is tuple else (int, float) if kind is float else (kind,)
+
+
+def _record_from_json(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if missing := sorted(required - set(value)):
+        raise TypeError(f'{where} lacks {", ".join(missing)}')
+    if unknown := sorted(set(value) - set(hints)):
+        raise TypeError(f'{where} has an unknown {", ".join(unknown)}; there are {", ".join(hints)}')
+    return kind(**{name: _from_json(hints[name], item, f'{where}.{name}') for name, item in value.items()})

@@ -128,7 +128,9 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _shortened(card: Card) -> str:
-    return card.labels if isinstance(card.labels, str) else f'{card.num_classes}: {", ".join(card.labels[:10])}' + ', ...' * (card.num_classes > 10)
+    if isinstance(card.labels, str):
+        return card.labels
+    return f'{card.num_classes}: {", ".join(card.labels[:10])}{", ..." * (card.num_classes > 10)}'
 
 
 def _classify(arguments: argparse.Namespace) -> int:
@@ -178,8 +180,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return _print_json(asdict(result))
     accuracy = result.accuracy
     low, high = accuracy.top1_interval
-    print(f'{arguments.name} on {accuracy.dataset}, {accuracy.n} images: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), '
-          f'top-5 {accuracy.top5:.2f} %, {result.images_per_second:.0f} images/s')
+    print(f'{arguments.name} on {accuracy.dataset}, {accuracy.n} images: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to '
+          f'{high:.2f}), top-5 {accuracy.top5:.2f} %, {result.images_per_second:.0f} images/s')
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ __all__ = ['DownloadError', 'NotThereError', 'download']
 PATIENCE = 10.          # seconds for an answer (DNS, every address of the host, TLS, redirects), and for each further stretch of its body
 MIN_RATE = 5_000        # bytes a second that such a stretch must have
 PAUSES = 1., 2., 4.     # seconds before the second, third and fourth attempt
-GIVE_UP = 12.           # seconds without progress after which there is no further attempt
+GIVE_UP = 15.           # seconds without progress after which there is no further attempt
 MAX_PAUSE = 5           # the longest Retry-After that is waited for, seconds
 MAX_REDIRECTS = 5
 TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -72,7 +72,7 @@ def download(url: str, path: Path, size: int, digest: Callable[[Path], str], exp
 
     Raises:
         NotThereError: HTTP 404.
-        DownloadError: any other reason. A refused connection is given up after 7 s, silence after 10 s, a body that stalls after 21 s.
+        DownloadError: any other reason. It takes 7 s where the connection is refused, 10 s of silence, 23 s where the body stalls or drips.
         OSError: ``path`` cannot be written.
     """
     for last in (False, True):
@@ -101,7 +101,7 @@ def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: s
             pause = max(error.pause, PAUSES[min(failures, len(PAUSES) - 1)])
             failures += 1
             if failures > len(PAUSES) or now + pause - since > GIVE_UP:
-                raise DownloadError(f'{url}: {error}; gave up after {failures} attempts, check the network or try again later') from None
+                raise DownloadError(f'{url}: {error}; gave up at attempt {failures}, check the network or try again later') from None
             time.sleep(pause)
 
 

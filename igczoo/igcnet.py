@@ -371,7 +371,7 @@ AUTHORS_MEAN, AUTHORS_STD = (0.483804, 0.442184, 0.389827), (0.270580, 0.259188,
 CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, likewise
 
 
-def _cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
+def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
     """What timm must know of a variant; the input size decides the size of the last map."""
     imagenet = VARIANTS[variant]['stem'] == 'imagenet'
     input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
@@ -386,14 +386,14 @@ def _cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs)
 def _card_cfg(card: Card) -> dict[str, Any]:
     source = dict(url=card.origin.url) if card.origin else dict(hf_hub_id=f'igczoo/{card.name}')
     labels = {} if isinstance(card.labels, str) else dict(label_names=card.labels)
-    return _cfg(card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title,
+    return timm_cfg(card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title,
                 **source, **labels)
 
 
 def _default_cfgs() -> dict[str, dict[str, Any]]:
     trained = {card.name + '*' * card.default: _card_cfg(card) for card in cards().values()}
     models = {card.model for card in cards().values()}
-    return trained | {f'{variant}.untrained': _cfg(variant) for variant in VARIANTS if variant not in models}
+    return trained | {f'{variant}.untrained': timm_cfg(variant) for variant in VARIANTS if variant not in models}
 
 
 default_cfgs = generate_default_cfgs(_default_cfgs())

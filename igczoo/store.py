@@ -258,7 +258,8 @@ def _fill(shelf: _Shelf, bring: Callable[[Path], None]) -> Path:
         bring(part)
         with open(part, 'rb+') as file:
             os.fsync(file.fileno())
-        _write_note(shelf.record, {'sha256': _sha256(part)})    # first: a converted file without its digest on record counts as bad
+        if not shelf.card.sha256:   # before the file: a converted one without its digest on record counts as bad
+            _write_note(shelf.record, {'sha256': _sha256(part)})
         os.replace(part, shelf.folder / FILE)
         path, bad = shelf.verified()
     if path is None:

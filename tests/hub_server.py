@@ -267,9 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.close()
         self.connection.close()
 
-    def drip(self, data: bytes, interval: float) -> None:
-        for byte in data:
-            self.wfile.write(bytes([byte]))
+    def drip(self, data: bytes, interval: float, step: int = 1) -> None:
+        for start in range(0, len(data), step):
+            self.wfile.write(data[start:start + step])
             if self.hub.closing.wait(interval):
                 break
         self.close_connection = True
@@ -306,9 +306,9 @@ def _silence(http, data, repo):
     http.close_connection = True
 
 
-def _drip(http, data, repo, interval: float = 0.02):
+def _drip(http, data, repo, interval: float = 0.02, step: int = 1):
     start = http.send_part(data, 0)
-    http.drip(data[start:], interval)
+    http.drip(data[start:], interval, step)
 
 
 def _dripping_head(http, data, repo, interval: float = 0.02):

@@ -33,9 +33,9 @@ def test_uploads_come_back(tmp_path):
     for name, data in files.items():
         (folder / name).write_bytes(data)
     with HubServer() as hub:
-        environment = {**os.environ, 'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path), 'HF_TOKEN': 'hf_secret', 'HF_HUB_DISABLE_XET': '1'}
+        given = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path), 'HF_TOKEN': 'hf_x', 'HF_HUB_DISABLE_XET': '1', 'NO_PROXY': '127.0.0.1'}
         command = [sys.executable, '-c', textwrap.dedent(CLIENT), folder]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, run.stderr
         said = json.loads(run.stdout.splitlines()[-1])
         assert said['first'] == said['again'] != said['second'] == said['info'] == hub.repos['igczoo/net.data']['main']

@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
+from timm.data import ImageNetInfo
+from timm.models import save_for_hf
 from torch import Tensor
 
-from ..igcnet import VARIANTS, IGCNet
+from ..igcnet import VARIANTS, IGCNet, timm_cfg
 from .igc import MODELS, to_state_dict
 from .mxnet import read_params
 
-__all__ = ['MODELS', 'convert_checkpoint', 'read_params']
+__all__ = ['MODELS', 'convert_checkpoint', 'convert_folder', 'read_params']
 
 
 def convert_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Tensor]:
@@ -34,3 +38,28 @@ def convert_checkpoint(path: str | os.PathLike, model_name: str) -> dict[str, Te
         return to_state_dict(arrays, MODELS[model_name], model)
     except ValueError as error:
         raise ValueError(f'{os.fspath(path)} is not a checkpoint of {model_name}: {error}') from None
+
+
+def convert_folder(path: str | os.PathLike, model_name: str, out: str | os.PathLike) -> Path:
+    """Convert a checkpoint to a folder of config.json and model.safetensors, as timm's local-dir: and the hub have it.
+
+    Args:
+        path, model_name: as for `convert_checkpoint`.
+        out: the folder to make.
+
+    Raises:
+        ValueError, OSError: as `convert_checkpoint`, or ``out`` exists; no folder is left.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f'{out} exists; name a folder that does not')
+    state_dict = convert_checkpoint(path, model_name)
+    model = IGCNet(**VARIANTS[model_name])
+    model.load_state_dict(state_dict)
+    model.pretrained_cfg = {'architecture': model_name, 'tag': 'in1k', **timm_cfg(model_name)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as beside:
+        whole = Path(beside) / 'whole'
+        save_for_hf(model, whole, model_config={'label_names': ImageNetInfo().label_descriptions()}, safe_serialization=True)
+        os.replace(whole, out)
+    return out
