@@ -134,7 +134,10 @@ def read_card(path: str | os.PathLike) -> Card:
         CardError: the file is not there, is no JSON, or its fields are not those of `Card`; the message names the file and the field.
     """
     try:
-        return _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')), 'card')
+        card = _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')), 'card')
+        if isinstance(card.labels, str) and card.labels != 'imagenet-1k':
+            raise ValueError(f"card.labels is {card.labels!r}; it must be a list of names, or 'imagenet-1k'")
+        return card
     except OSError as error:
         raise CardError(f'{path}: cannot be read: {error.strerror}') from None
     except (ValueError, TypeError) as error:
@@ -176,7 +179,7 @@ def _from_json(wanted: Any, value: Any, where: str) -> Any:
             return tuple(_from_json(item, element, f'{where}[{i}]') for i, (item, element) in enumerate(zip(items, value, strict=True)))
     elif kind is not None:
         return float(value) if kind is float else value
-    raise TypeError(f'{where} is {value!r}; it must be {wanted.__name__ if wanted in (str, int, float, bool) else wanted}')
+    raise TypeError(f'{where} is {value!r}; it must be {wanted if get_args(wanted) else wanted.__name__}')
 
 
 def _json_types(kind: Any) -> tuple[type, ...]:

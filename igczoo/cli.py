@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('file', help='a .params file')
     sub.add_argument('--model', required=True, help='its architecture; a wrong one lists those there are')
     sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
+
+    sub = command('publish', _publish, 'Check a checkpoint of weights/ and, with --upload, put it on the Hugging Face hub (HF_TOKEN).')
+    sub.add_argument('name', help='arch.tag, or arch for its default checkpoint')
+    sub.add_argument('--to', required=True, metavar='ORG', help='user or organisation on the hub')
+    sub.add_argument('--upload', action='store_true', help='upload, fetch back, and write the commit into the card')
+    add_json(sub)
     return parser
 
 
@@ -199,6 +205,17 @@ def _train(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from .convert import convert_folder
     print(f'{convert_folder(arguments.file, arguments.model, arguments.out)}: load it by igczoo.load or timm\'s local-dir:')
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from .publish import publish
+    publication = publish(arguments.name, arguments.to, dry_run=not arguments.upload)
+    if arguments.json:
+        return _print_json(asdict(publication))
+    for file in publication.files:
+        print(f'{file.name:18} {file.size:12,} bytes  sha256 {file.sha256}')
+    done = f'uploaded and verified at {publication.revision}' if publication.revision else 'nothing is uploaded without --upload'
+    print(f'{publication.repo}: {done}')
 
 
 if __name__ == '__main__':

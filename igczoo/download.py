@@ -25,7 +25,7 @@ __all__ = ['DownloadError', 'NotThereError', 'download']
 PATIENCE = 10.          # seconds for an answer (DNS, every address of the host, TLS, redirects), and for each further stretch of its body
 MIN_RATE = 5_000        # bytes a second that such a stretch must have
 PAUSES = 1., 2., 4.     # seconds before the second, third and fourth attempt
-GIVE_UP = 15.           # seconds without progress after which there is no further attempt
+GIVE_UP = 18.           # seconds without progress after which there is no further attempt
 MAX_PAUSE = 5           # the longest Retry-After that is waited for, seconds
 MAX_REDIRECTS = 5
 TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -97,7 +97,7 @@ def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: s
         except _Interrupted as error:
             now = time.monotonic()
             if _size(path) - best >= MIN_RATE * PATIENCE:
-                best, since, failures = _size(path), now, 0
+                best, since, failures = _size(path), now - PATIENCE, 0     # its last byte may be that old
             pause = max(error.pause, PAUSES[min(failures, len(PAUSES) - 1)])
             failures += 1
             if failures > len(PAUSES) or now + pause - since > GIVE_UP:

@@ -438,7 +438,8 @@ def _card_of(cfg: PretrainedCfg) -> Card | None:
     if card is None or cfg.source or cfg.file or cfg.state_dict:
         return None
     registered = default_cfgs[card.model].cfgs[card.tag]
-    return card if (cfg.hf_hub_id, cfg.url) == (registered.hf_hub_id, registered.url) else None
+    source, registered_source = ((c.hf_hub_id, c.hf_hub_filename, c.url) for c in (cfg, registered))
+    return card if source == registered_source else None
 
 
 @register_model

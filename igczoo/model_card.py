@@ -159,17 +159,19 @@ def _accuracy(card: Card) -> str:
 def _provenance(card: Card) -> str:
     lines = [card.provenance]
     if card.recipe:
-        lines.append(f'Trained again by `igczoo train {card.recipe} --data DATA`.')
+        lines.append(f'The recipe: `igczoo train {card.recipe} --data DATA`.')
     if card.origin:
         lines.append(f'The file: <{card.origin.url}>, {card.origin.size:,} bytes, git blob `{card.origin.git_blob_sha1}`.')
     return '\n\n'.join(filter(None, lines))
 
 
 def _table_row(card: Card) -> dict[str, str]:
+    size = card.origin.size if card.origin else card.size
     row = {
         'checkpoint': f'[`{card.name}`](weights/{card.name}/README.md)',
         'parameters': f'{card.params / 1e6:.2f} M',
         'multiply-adds': f'{card.macs / 1e6:,.0f} M',
+        'file': f'{size / 1e6:.1f} MB{", fetched from the authors" if card.origin else ""}',
     }
     if card.accuracy:
         first = card.accuracy[0]
@@ -177,8 +179,7 @@ def _table_row(card: Card) -> dict[str, str]:
         interval = f' ({_interval(first)})' if first.top1_interval else ''
         row |= {'top-1, % (95 % interval)': f'{first.top1:.2f}{interval}', 'top-5, %': '' if first.top5 is None else f'{first.top5:.2f}',
                 'of': f'{first.dataset}, {first.split}{images}{"" if first.by == "igczoo" else f"; printed by {first.by}"}'}
-    size = card.size or (card.origin.size if card.origin else 0)
-    return row | {'file': f'{size / 1e6:.1f} MB{", fetched from the authors" if card.origin else ""}'}
+    return row
 
 
 def _interval(accuracy: Accuracy) -> str:

@@ -145,15 +145,13 @@ def test_the_width_is_greatest_where_l_is_m_times_s():
     """For T weights G <= (T / (2 sqrt S))^(2/3), with equality where L = M S."""
     budget, positions = 20736, 9
     bound = (budget / (2 * positions ** .5)) ** (2 / 3)
-    widths = {}
-    for secondary in range(1, 49):
-        for primary in range(1, 145):
-            if count_weights(primary, secondary) > budget:
-                break
-            widths[primary, secondary] = primary * secondary
-    widest = max(widths, key=widths.get)
+    weights = {(primary, secondary): positions * secondary ** 2 * primary + primary ** 2 * secondary
+               for primary in range(1, 145) for secondary in range(1, 49)}
+    affordable = [sizes for sizes, count in weights.items() if count <= budget]
+    widest = max(affordable, key=math.prod)
     assert widest == (45, 5) and widest[0] == widest[1] * positions
-    assert 225 == widths[widest] < bound < 229
+    assert weights[widest] == count_weights(*widest)
+    assert 225 == math.prod(widest) < bound < 229
     for secondary in (1, 2, 5):
         exact = (count_weights(secondary * positions, secondary) / (2 * positions ** .5)) ** (2 / 3)
         assert exact == pytest.approx(secondary ** 2 * positions, rel=1e-12)

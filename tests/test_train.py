@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -39,9 +40,13 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def run(data: Path, out: Path, **kwargs) -> dict[str, torch.Tensor]:
-    train(RECIPE, data, out, device='cpu', **kwargs)
+def run(data: Path, out: Path, recipe: Recipe = RECIPE, **kwargs) -> dict[str, torch.Tensor]:
+    train(recipe, data, out, device='cpu', **kwargs)
     return load_file(out / 'model.safetensors')
+
+
+def read_log(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((out / 'log.csv').read_text())))
 
 
 def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
@@ -62,7 +67,7 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
     assert len(saves) == 2
     for key, expected in whole.items():
         assert torch.equal(resumed[key], expected), key
-    logs = [list(csv.DictReader(io.StringIO((tmp_path / name / 'log.csv').read_text()))) for name in ('whole', 'killed')]
+    logs = [read_log(tmp_path / name) for name in ('whole', 'killed')]
     for rows in logs:
         for row in rows:
             del row['train_seconds']
@@ -72,9 +77,10 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
 
 
 def test_planar_and_grouped_forms_learn_the_same(data, tmp_path):
-    planar, grouped = (run(data, tmp_path / str(form), planar=form) for form in (True, False))
+    recipe = dataclasses.replace(RECIPE, epochs=1, lr=0.01)     # a few gentle updates: training magnifies the last bit's differences
+    planar, grouped = (run(data, tmp_path / str(form), recipe, planar=form) for form in (True, False))
     for key, expected in grouped.items():
-        torch.testing.assert_close(planar[key], expected, rtol=2e-2, atol=2e-3, msg=f'{key} differs')
+        torch.testing.assert_close(planar[key], expected, rtol=1e-3, atol=1e-4, msg=f'{key} differs')
 
 
 def test_it_learns(data, tmp_path):
@@ -98,26 +104,25 @@ def test_a_data_set_of_other_classes_is_refused(data, tmp_path):
         train(RECIPE, tmp_path / 'data', tmp_path / 'out', device='cpu')
 
 
-@pytest.mark.parametrize('bf16', [False, True])
-def test_two_processes_equal_one(data, tmp_path, bf16):
+def test_two_processes_learn_as_one(data, tmp_path):
     """Data parallel over gloo: two processes of 4 images compute the update of one of 8, but for BatchNorm, which is by process."""
     script = tmp_path / 'script.py'
     recipe = dataclasses.replace(RECIPE, epochs=1)
     script.write_text(f'from igczoo.recipes import Recipe\nfrom igczoo.train import train\n'
-                      f'train({recipe!r}, {str(data)!r}, {str(tmp_path / "two")!r}, device="cpu", bf16={bf16})\n')
+                      f'train({recipe!r}, {str(data)!r}, {str(tmp_path / "two")!r}, device="cpu")\n')
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr=127.0.0.1', '--nproc-per-node=2', str(script)]
     environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(igczoo.__file__).parents[1]), PYTHONWARNINGS='')
     result = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     two = load_file(tmp_path / 'two' / 'model.safetensors')
-    train(recipe, data, tmp_path / 'one', device='cpu', bf16=bf16)
+    train(recipe, data, tmp_path / 'one', device='cpu')
     one = load_file(tmp_path / 'one' / 'model.safetensors')
-    start = torch.manual_seed(0) and dict(igczoo.igcnet.igc_resnet20_l24m2().named_parameters())
-    moved = {key: (one[key] - start[key].detach()).flatten() for key in start}
-    apart = torch.cat([(two[key] - start[key].detach()).flatten() for key in start])
-    assert torch.nn.functional.cosine_similarity(torch.cat(list(moved.values())), apart, dim=0) > 0.5
-    rows = [list(csv.DictReader((tmp_path / name / 'log.csv').open())) for name in ('one', 'two')]
-    assert abs(float(rows[0][0]['train_loss']) - float(rows[1][0]['train_loss'])) < 0.3
+    torch.manual_seed(0)
+    start = {key: value.detach() for key, value in timm.create_model(RECIPE.model).named_parameters()}
+    moves = [torch.cat([(weights[key] - value).flatten() for key, value in start.items()]) for weights in (one, two)]
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.5
+    losses = [float(read_log(tmp_path / name)[0]['train_loss']) for name in ('one', 'two')]
+    assert abs(losses[0] - losses[1]) < 0.3
 
 
 def test_augmentation_shifts_and_mirrors_within_the_padding():
@@ -136,7 +141,6 @@ def test_augmentation_shifts_and_mirrors_within_the_padding():
 def test_every_recipe_names_a_model_and_explains_itself():
     from importlib import import_module
 
-    import timm
     for name in list_recipes():
         recipe = find_recipe(name)
         assert timm.is_model(recipe.model)
