@@ -52,7 +52,7 @@ def model_card(card: Card) -> str:
         'Accuracy': _accuracy(card),
         'Where it comes from': _provenance(card),
         'Limits': card.limits,
-        'Terms': f'{card.license}. {card.terms}'.strip(),
+        'Terms': f'Licence of the weights: {card.license}. {card.terms}'.strip(),
         'Citation': CITATION,
     }
     body = ''.join(f'\n## {title}\n{text}\n' for title, text in sections.items() if text)
@@ -108,11 +108,12 @@ def _metadata(card: Card) -> dict[str, Any]:
 
 
 def _result(card: Card, accuracy: Accuracy) -> dict[str, Any]:
-    own = accuracy.dataset == card.accuracy[0].dataset
+    name, own_name = (measured.dataset.partition(' (')[0] for measured in (accuracy, card.accuracy[0]))   # less '(the encoding)'
     metrics = [dict(type='accuracy', value=accuracy.top1, name='top-1 accuracy, %')]
     if accuracy.top5 is not None:
         metrics.append(dict(type='accuracy', value=accuracy.top5, name='top-5 accuracy, %'))
-    dataset = dict(name=accuracy.dataset, type=TRAINING_DATA.get(card.tag, card.tag) if own else accuracy.dataset, split=accuracy.split)
+    kind = TRAINING_DATA.get(card.tag, card.tag) if name == own_name else name
+    dataset = dict(name=accuracy.dataset, type=kind, split=accuracy.split)
     return dict(task=dict(type='image-classification'), dataset=dataset, metrics=metrics)
 
 

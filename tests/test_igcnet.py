@@ -565,7 +565,7 @@ def test_grad_checkpointing_changes_nothing_but_memory(name):
         model = IGCNet(**SMALL[name], num_classes=5, dtype=torch.float64).eval()
         randomise(model)
         model.set_grad_checkpointing(enable)
-        model.stages[1][0].register_forward_hook(lambda module, args, out, enable=enable: calls.append(enable))
+        model.stages[1][0].register_forward_pre_hook(lambda module, args, enable=enable: calls.append(enable))
         x = images(dtype=torch.float64)
         y, taps = model(x), model.forward_intermediates(x, intermediates_only=True)
         (y.square().sum() + sum(tap.square().sum() for tap in taps)).backward()

@@ -23,11 +23,12 @@ CARD = Card(
     'igc_resnet20_l24m2', 'cifar10', title='A net', params=157_498, macs=22_000_000, labels=('cat', 'dog'),
     preprocess=Preprocess((3, 32, 32), (.1, .2, .3), (.4, .5, .6), 'bilinear', .875), license='apache-2.0', terms='Cite them.',
     provenance='Trained here.', limits='Small images only.', sha256='5' * 64, size=1_234_567, recipe='the_recipe', accuracy=(
-        Accuracy('CIFAR-10', 'test', 'igczoo', 91.2, 99.75, 10_000, (90.63, 91.74)),
+        Accuracy('CIFAR-10 (JPEG)', 'test', 'igczoo', 91.2, 99.75, 10_000, (90.63, 91.74)),
+        Accuracy('CIFAR-10 (lossless)', 'part', 'igczoo', 92.),
         Accuracy('Others', 'test', 'igczoo', 80., None, 50, (66.96, 88.76), 'of the web'),
         Accuracy('CIFAR-10', 'test', 'the authors', 94.5, note='not measured here')))
 FOREIGN = dataclasses.replace(
-    CARD, tag='in1k', labels='imagenet-1k', license='unknown', accuracy=CARD.accuracy[2:], sha256=None, size=None, recipe=None,
+    CARD, tag='in1k', labels='imagenet-1k', license='unknown', accuracy=CARD.accuracy[3:], sha256=None, size=None, recipe=None,
     origin=Origin('https://example.com/net.params', 7_654_321, 'b' * 40, 'mxnet'))
 
 
@@ -96,8 +97,9 @@ def test_metadata_has_measured_results_only():
     results = ModelCard(model_card(CARD)).data.eval_results
     assert [(result.dataset_name, result.dataset_type, result.dataset_split, result.metric_type, result.metric_name, result.metric_value)
             for result in results] == [
-        ('CIFAR-10', 'uoft-cs/cifar10', 'test', 'accuracy', 'top-1 accuracy, %', 91.2),
-        ('CIFAR-10', 'uoft-cs/cifar10', 'test', 'accuracy', 'top-5 accuracy, %', 99.75),
+        ('CIFAR-10 (JPEG)', 'uoft-cs/cifar10', 'test', 'accuracy', 'top-1 accuracy, %', 91.2),
+        ('CIFAR-10 (JPEG)', 'uoft-cs/cifar10', 'test', 'accuracy', 'top-5 accuracy, %', 99.75),
+        ('CIFAR-10 (lossless)', 'uoft-cs/cifar10', 'part', 'accuracy', 'top-1 accuracy, %', 92.),
         ('Others', 'Others', 'test', 'accuracy', 'top-1 accuracy, %', 80.)]
     data = ModelCard(model_card(FOREIGN)).data
     assert data.eval_results is None and data.license == 'unknown' and data.datasets == ['ILSVRC/imagenet-1k']
@@ -114,13 +116,15 @@ def test_sections():
     assert section(text, 'Accuracy') == '''\
 | data | split | images | top-1, % | 95 % interval (Wilson) | top-5, % | by | note |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-| CIFAR-10 | test | 10,000 | 91.20 | 90.63 to 91.74 | 99.75 | `igczoo evaluate` |  |
+| CIFAR-10 (JPEG) | test | 10,000 | 91.20 | 90.63 to 91.74 | 99.75 | `igczoo evaluate` |  |
+| CIFAR-10 (lossless) | part |  | 92.00 |  |  | `igczoo evaluate` |  |
 | Others | test | 50 | 80.00 | 66.96 to 88.76 |  | `igczoo evaluate` | of the web |
 | CIFAR-10 | test |  | 94.50 |  |  | the authors | not measured here |
 
 '''
     assert section(text, 'Where it comes from') == 'Trained here.\n\nThe recipe: `igczoo train the_recipe --data DATA`.\n\n'
-    assert section(text, 'Limits') == 'Small images only.\n\n' and section(text, 'Terms') == 'apache-2.0. Cite them.\n\n'
+    assert section(text, 'Limits') == 'Small images only.\n\n'
+    assert section(text, 'Terms') == 'Licence of the weights: apache-2.0. Cite them.\n\n'
     assert '@inproceedings' in section(text, 'Citation') and len(section(text, 'Use').splitlines()) == 8
 
 
@@ -134,7 +138,7 @@ def test_what_others_give_is_said_to_be_theirs():
 def test_sections_with_nothing_to_say_are_left_out():
     text = model_card(dataclasses.replace(CARD, accuracy=(), limits='', provenance='', recipe=None, terms=''))
     assert re.findall('^## (.*)', text, re.MULTILINE) == ['Use', 'Terms', 'Citation']
-    assert section(text, 'Terms') == 'apache-2.0.\n\n' and ModelCard(text).data.eval_results is None
+    assert section(text, 'Terms') == 'Licence of the weights: apache-2.0.\n\n' and ModelCard(text).data.eval_results is None
 
 
 def test_config_json():
@@ -157,7 +161,7 @@ def test_table():
 | --- | --- | --- | --- | --- | --- | --- |
 | [`a_net.cifar10`](weights/a_net.cifar10/README.md) | 0.16 M | 22 M | 1.2 MB |  |  |  |
 | [`igc_resnet20_l24m2.cifar10`](weights/igc_resnet20_l24m2.cifar10/README.md) | 0.16 M | 22 M | 1.2 MB | 91.20 (90.63 to 91.74) | 99.75 | \
-CIFAR-10, test, 10,000 images |
+CIFAR-10 (JPEG), test, 10,000 images |
 | [`igc_resnet20_l24m2.in1k`](weights/igc_resnet20_l24m2.in1k/README.md) | 0.16 M | 22 M | 7.7 MB, fetched from the authors | 94.50 |  | \
 CIFAR-10, test; printed by the authors |
 '''

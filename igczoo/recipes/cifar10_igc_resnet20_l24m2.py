@@ -1,4 +1,12 @@
-"""IGC-L24M2+Ident., depth 20, on CIFAR-10."""
+"""IGC-L24M2+Ident., depth 20, on CIFAR-10.
+
+    igczoo train cifar10_igc_resnet20_l24m2 --data DATA --bf16
+
+Cost: 2.0 hours on two cores of an AMD EPYC (Zen 4), with other work beside it.
+On glibc, MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment spares the page faults.
+Result: 87.36 % top-1 on the 10,000 test images.
+With a GPU: the same with --epochs 200; not run yet.
+"""
 from . import Recipe
 
 RECIPE = Recipe(
@@ -6,7 +14,7 @@ RECIPE = Recipe(
     input_size=32,
     mean=(125.307, 122.950, 113.865),   # the authors' constants (train_model.py)
     std=(62.993, 62.089, 66.705),
-    epochs=22,
+    epochs=28,
     batch_size=128,
     lr=0.3,
     warmup_epochs=3,
