@@ -18,6 +18,7 @@ from igczoo.model_card import TABLE_MARKS, config_json, count_macs, count_params
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(cards())
+SHIPPED = [name for name in NAMES if (weights_folder() / name / 'model.safetensors').exists()]
 LABELS = tuple(ImageNetInfo().label_descriptions())
 CARD = Card(
     'igc_resnet20_l24m2', 'cifar10', title='A net', params=157_498, macs=22_000_000, labels=('cat', 'dog'),
@@ -68,8 +69,7 @@ def test_metadata(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_folders_load_by_timm(name):
     card, folder = cards()[name], weights_folder() / name
-    shipped = (folder / 'model.safetensors').exists()
-    model = timm.create_model(f'local-dir:{folder}', pretrained=shipped, **({} if shipped else {'device': 'meta'}))
+    model = timm.create_model(f'local-dir:{folder}', **({'pretrained': True} if name in SHIPPED else {'device': 'meta'}))
     assert type(model) is igczoo.IGCNet and (count_params(model), model.num_classes) == (card.params, card.num_classes)
     data = {key: tuple(value) if isinstance(value, list) else value for key, value in resolve_model_data_config(model).items()}
     assert data == dataclasses.asdict(card.preprocess)
@@ -79,10 +79,8 @@ def test_folders_load_by_timm(name):
     assert features.shape == (1, model.num_features, height, width)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_the_example_runs_where_the_weights_are_shipped(name, tmp_path, monkeypatch, capsys):
-    if not (weights_folder() / name / 'model.safetensors').exists():
-        pytest.skip('these weights are fetched from their authors')
+@pytest.mark.parametrize('name', SHIPPED)
+def test_the_example_runs(name, tmp_path, monkeypatch, capsys):
     shutil.copy(sorted((ROOT / 'examples').glob('*.jpg'))[0], tmp_path / 'photograph.jpg')
     monkeypatch.chdir(tmp_path)
     code = re.search(r'```python\n(.*?)```', model_card(cards()[name]), re.DOTALL)[1]
