@@ -340,13 +340,14 @@ def test_device_and_dtype():
 
 
 def test_bfloat16_and_channels_last():
-    model, x = create(num_classes=5), images()
+    model, x = create(num_classes=5, dtype=torch.float64), images(dtype=torch.float64)
     randomise(model)
     expected = model(x)
-    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), expected)
+    found = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     found = model.bfloat16()(x.bfloat16())
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=.1, atol=.1 * expected.abs().max().item())
+    torch.testing.assert_close(found.double(), expected, rtol=.1, atol=.1 * expected.abs().max().item())
 
 
 # timm: registration -------------------------------------------------------------------------------------------------------------------
