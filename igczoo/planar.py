@@ -1,4 +1,4 @@
-"""IGCNet in planar order: the same network, parameters and gradients, trained two to three times faster on a CPU.
+"""IGCNet in planar order: the same network, parameters and gradients, trained about twice as fast on a CPU (benchmarks/training.py).
 
 Primary order keeps the M channels of a primary partition together, `[l][m]`; planar order keeps the L channels of a secondary partition
 together, `[m][l]`, as M planes of L channels. There the secondary convolution is a plain grouped 1x1 convolution, no interleave around it,
