@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def add_name(sub: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, **kwargs) -> None:
+        sub.add_argument('name', help='arch.tag, or arch for its default checkpoint', **kwargs)
+
+    def add_batch_size(sub: argparse.ArgumentParser, default: int) -> None:
+        sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
+
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--json', action='store_true', help='print JSON')
 
@@ -50,27 +56,27 @@ def _parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command('info', _info, 'Say everything about a checkpoint: its card, and where copies of it are.')
-    sub.add_argument('name', help='arch.tag, or arch for its default checkpoint')
+    add_name(sub)
     add_json(sub)
 
     sub = command('classify', _classify, 'Say what photographs show.')
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
     sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
-    sub.add_argument('--batch-size', type=_positive, default=32, help='images at a time (default: %(default)s)')
+    add_batch_size(sub, 32)
     add_device(sub)
     add_json(sub)
 
     sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.')
     names = sub.add_mutually_exclusive_group(required=True)
-    names.add_argument('name', nargs='?', help='arch.tag, or arch for its default checkpoint')
+    add_name(names, nargs='?')
     names.add_argument('--all', action='store_true', help='every checkpoint')
     add_json(sub)
 
     sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.')
     sub.add_argument('name', help='arch, arch.tag, a folder or hf-hub:org/name')
     sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
-    sub.add_argument('--batch-size', type=_positive, default=256, help='images at a time (default: %(default)s)')
+    add_batch_size(sub, 256)
     sub.add_argument('--workers', type=int, default=0, help='processes that decode images (default: %(default)s)')
     add_device(sub)
     add_json(sub)
@@ -92,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
 
     sub = command('publish', _publish, 'Check a checkpoint of weights/ and, with --upload, put it on the Hugging Face hub (HF_TOKEN).')
-    sub.add_argument('name', help='arch.tag, or arch for its default checkpoint')
+    add_name(sub)
     sub.add_argument('--to', required=True, metavar='ORG', help='user or organisation on the hub')
     sub.add_argument('--upload', action='store_true', help='upload, fetch back, and write the commit into the card')
     add_json(sub)

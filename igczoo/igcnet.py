@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .card import Card, cards
 from .layers import IGConv2d
-from .store import fetch
+from .store import NAMESPACE, fetch
 
 __all__ = ['IGCNet', 'igc_resnet']
 
@@ -179,9 +179,7 @@ class IGCNet(nn.Module):
         self.stages = nn.Sequential(*stages)
 
         self.num_features = in_chs
-        self.global_pool, self.head_drop, self.head = create_classifier(
-            in_chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = in_chs * self.global_pool.feat_mult()
+        self._create_head(global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
@@ -191,6 +189,13 @@ class IGCNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
         self._init_head()
+
+    @torch.jit.ignore
+    def _create_head(self, pool_type: str, **dd) -> None:
+        """Pooling, dropout and classifier for num_features and num_classes."""
+        self.global_pool, self.head_drop, self.head = create_classifier(
+            self.num_features, self.num_classes, pool_type=pool_type, drop_rate=self.drop_rate, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     @torch.jit.ignore
     def _init_head(self) -> None:
@@ -218,10 +223,7 @@ class IGCNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of ``num_classes`` outputs (0: none), and the pooling where ``global_pool`` is given."""
         self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.head_drop, self.head = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, drop_rate=self.drop_rate, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._create_head(self.global_pool.pool_type if global_pool is None else global_pool, **get_device_dtype(self))
         self._init_head()
         for module in (self.global_pool, self.head_drop, self.head):
             module.train(self.training)
@@ -384,7 +386,7 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
 
 
 def _card_cfg(card: Card) -> dict[str, Any]:
-    source = dict(url=card.origin.url) if card.origin else dict(hf_hub_id=f'igczoo/{card.name}')
+    source = dict(url=card.origin.url) if card.origin else dict(hf_hub_id=f'{NAMESPACE}/{card.name}')
     labels = {} if isinstance(card.labels, str) else dict(label_names=card.labels)
     return timm_cfg(card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title,
                 **source, **labels)

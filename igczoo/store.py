@@ -35,6 +35,7 @@ from .download import DownloadError, NotThereError, download
 __all__ = ['SOURCES', 'Copy', 'StoreError', 'check_safetensors', 'fetch', 'locate']
 
 SOURCES = 'bundled', 'cache', 'hub', 'origin'
+NAMESPACE = 'igczoo'        # on the hub, unless IGCZOO_HUB says otherwise
 FILE = 'model.safetensors'
 CONVERSION = 1              # raise it when `igczoo.convert` makes something else of the same origin
 HEADER_LIMIT = 10 << 20     # bytes; the largest network here needs 30 kB
@@ -123,7 +124,7 @@ class _Shelf:
         digest = card.origin.git_blob_sha1 if card.origin else card.sha256
         if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', digest or ''):
             raise StoreError(f'{card.name}: its card has neither a sha256 nor an origin with a git_blob_sha1 to check a file by')
-        repo = f'{namespace or os.environ.get("IGCZOO_HUB") or "igczoo"}/{card.name}'
+        repo = f'{namespace or os.environ.get("IGCZOO_HUB") or NAMESPACE}/{card.name}'
         try:
             validate_repo_id(repo)
         except HFValidationError as error:

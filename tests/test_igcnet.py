@@ -4,6 +4,7 @@ from itertools import chain
 import pytest
 import timm
 import torch
+from batch_norms import randomise
 from safetensors.torch import load_file, save_file
 from timm.layers import DropPath, LayerNorm2d
 from timm.models import PretrainedCfg, get_pretrained_cfg, group_parameters
@@ -66,14 +67,6 @@ SMALL = {
 }
 TINY = dict(stem_width=6, widths=(12, 24, 48, 96), primary=(6, 12, 24, 48), depths=(1, 2, 1, 1))      # as igcnet18, for speed
 TAPS = [6, 12, 24, 48, 96]
-
-
-def randomise(model: nn.Module) -> None:
-    """Random statistics and affine terms, so that no mistake in their use cancels out."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.running_mean, -1), (module.running_var, .5), (module.weight.data, .5), (module.bias.data, -1)):
-                tensor.uniform_(low, 1.5)
 
 
 def create(name: str = 'igcnet18', **kwargs) -> nn.Module:

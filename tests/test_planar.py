@@ -1,6 +1,7 @@
 """The planar form computes the net it wraps: outputs, gradients and running statistics."""
 import pytest
 import torch
+from batch_norms import randomise
 from timm.layers import DropPath
 
 from igczoo.igcnet import IGCNet, igc_resnet
@@ -14,14 +15,6 @@ NETS = {
     'plain': dict(stem='cifar', stem_width=8, widths=(8, 16), primary=(4, 4), depths=(2, 2), shortcuts=False),
     'dilated': dict(stem='cifar', stem_width=8, widths=(8, 16, 32), primary=(4, 4, 4), depths=(1, 1, 1), output_stride=2),
 }
-
-
-def randomise(net: torch.nn.Module) -> None:
-    """Random statistics and affine terms, so that a wrong channel order cannot cancel out."""
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, low in ((module.running_mean, -1), (module.running_var, .5), (module.weight.data, .5), (module.bias.data, -1)):
-                tensor.uniform_(low, 1.5)
 
 
 @pytest.mark.parametrize('name', NETS)
