@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from .card import list_models
     from .classifier import Classifier, Prediction, load
     from .convert import convert_checkpoint
+    from .deployment import deploy
     from .igcnet import IGCNet, igc_resnet
     from .layers import IGConv2d, interleave
 
 __version__ = '0.1.0'
-__all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'igc_resnet', 'interleave', 'list_models', 'load']
+__all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'deploy', 'igc_resnet', 'interleave',
+           'list_models', 'load']
 
 HOMES = {
     'Classifier': 'classifier', 'Prediction': 'classifier', 'load': 'classifier', 'list_models': 'card', 'convert_checkpoint': 'convert',
-    'IGCNet': 'igcnet', 'igc_resnet': 'igcnet', 'IGConv2d': 'layers', 'interleave': 'layers',
+    'deploy': 'deployment', 'IGCNet': 'igcnet', 'igc_resnet': 'igcnet', 'IGConv2d': 'layers', 'interleave': 'layers',
 }
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from . import deployment
 from .card import find_card
 from .photograph import ImageError, find_images, open_image
 
@@ -39,22 +40,31 @@ class Classifier:
         model: a timm model, (N, 3, H, W) -> logits (N, classes).
         preprocess: an RGB PIL image -> float32 (3, H, W).
         labels: the name of each class.
+        deploy: compute by the faster form that `deployment.deploy` makes of the model as it is now. It has weights of its own: what is
+            done to the model later changes nothing here, and a model that is trained on needs a new Classifier.
 
     Attributes:
         model, preprocess, labels: as given, labels as a tuple.
-        device, dtype: of the model's weights.
+        network: what computes, the model or its deployed form.
+        device, dtype: of the network's weights.
 
     Raises:
-        ValueError: there are not as many labels as classes.
+        ValueError: there are not as many labels as classes, or as `deployment.deploy`.
     """
 
-    def __init__(self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], labels: Iterable[str]):
+    def __init__(
+            self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], labels: Iterable[str], deploy: bool = False):
         self.model = model.eval()
+        self._deployed = deployment.deploy(model) if deploy else None
         self.preprocess = preprocess
         self.labels = tuple(labels)
         num_classes = getattr(model, 'num_classes', len(self.labels))
         if len(self.labels) != num_classes:
             raise ValueError(f'there are {len(self.labels)} labels for a model of {num_classes} classes; give one for each class')
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model if self._deployed is None else self._deployed
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +76,8 @@ class Classifier:
 
     @property
     def _weight(self) -> Tensor:
-        return next(tensor for tensor in itertools.chain(self.model.parameters(), self.model.buffers()) if tensor.is_floating_point())
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return next(tensor for tensor in tensors if tensor.is_floating_point())
 
     def classify(
             self, images: Any, k: int = 5, batch_size: int = 32, on_error: str = 'raise',
@@ -163,14 +174,14 @@ class Classifier:
 
     @torch.inference_mode()
     def _run(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        self.model.eval()   # its user may have trained it since
+        self.network.eval()     # its user may have trained it since
         return forward(x.to(self.device, self.dtype)).float().cpu()
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self.network(x)
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
 
     def _best(self, logits: Tensor, k: int) -> list[Prediction]:
         scores, indices = logits.softmax(0).topk(min(k, len(logits)))
@@ -182,6 +193,7 @@ def load(
         device: str | torch.device = 'cpu',
         dtype: torch.dtype = torch.float32,
         cache_dir: str | os.PathLike | None = None,
+        deploy: bool = False,
 ) -> Classifier:
     """Load a checkpoint with its preprocessing and class names.
 
@@ -191,26 +203,28 @@ def load(
         device: where the model computes.
         dtype: in what the model computes.
         cache_dir: folder that downloads are kept in, instead of the usual cache.
+        deploy: compute by the deployed form of the model, as `Classifier` says.
 
     Raises:
         CardError: the name is no checkpoint's; the message lists those there are.
         StoreError: no source has the verified weights.
         ValueError: the folder lacks a file, or its files do not fit together or are not of a model of this package; the repository cannot
-            be read; there is no such device here; the dtype is no floating-point one.
+            be read; there is no such device here; the dtype is no floating-point one; with ``deploy``, the model cannot be deployed.
     """
-    _check_placement(device, dtype)
+    check_placement(device, dtype)
     source, folder = _resolve(os.fspath(name))
     if folder:
         _check_folder(folder)
     try:
         model = timm.create_model(source, pretrained=True, cache_dir=cache_dir).to(device, dtype)
         preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
-        return Classifier(model, preprocess, _labels(model))
+        classifier = Classifier(model, preprocess, _labels(model))
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
         if ':' not in source:   # a checkpoint of this package, whose errors say all
             raise
         advice = 'config.json and model.safetensors must fit' if folder else 'check its name and the network'
         raise ValueError(f'{folder or source}: cannot be loaded ({_one_line(error)}); {advice}') from error
+    return Classifier(model, preprocess, classifier.labels, deploy=True) if deploy else classifier
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:
@@ -251,7 +265,8 @@ def _labels(model: nn.Module) -> tuple[str, ...]:
     return tuple(map(str, range(model.num_classes) if names is None else names))
 
 
-def _check_placement(device: str | torch.device, dtype: torch.dtype) -> None:
+def check_placement(device: str | torch.device, dtype: torch.dtype) -> None:
+    """A ValueError where models cannot compute on this device or in this dtype."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f'dtype is {dtype!r}; it must be a floating-point torch.dtype, as torch.float32')
     try:

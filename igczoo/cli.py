@@ -4,12 +4,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .card import Card, cards, find_card, list_models
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
 
 __all__ = ['main']
 
@@ -52,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     def add_device(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--device', default='cpu', help='where to compute, as cpu or cuda (default: %(default)s)')
 
+    def add_deploy(sub: argparse.ArgumentParser, default: bool | None, default_text: str) -> None:
+        sub.add_argument('--deploy', action=argparse.BooleanOptionalAction, default=default,
+                         help=f'compute by the faster deployed form of the model ({default_text})')
+
     sub = command('list', _list, 'List the checkpoints.')
     add_json(sub)
 
@@ -65,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
     add_batch_size(sub, 32)
     add_device(sub)
+    add_deploy(sub, None, 'default: where it has one')
     add_json(sub)
 
     sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.')
@@ -79,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 256)
     sub.add_argument('--workers', type=int, default=0, help='processes that decode images (default: %(default)s)')
     add_device(sub)
+    add_deploy(sub, False, 'default: by the model as it is written')
     add_json(sub)
 
     sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.')
@@ -91,6 +102,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--bf16', action='store_true', help='mixed precision')
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
     sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
+
+    sub = command('export', _export, 'Write the deployed form of a checkpoint for another engine, as ONNX or as a PyTorch program.')
+    sub.add_argument('name', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub.add_argument('-o', '--out', required=True, metavar='FILE', help="FILE.onnx, which needs pip install 'igczoo[export]', or FILE.pt2")
+
+    sub = command('bench', _bench, 'Time a model as it is written and in its faster forms, with random weights.')
+    sub.add_argument('name', help='an architecture; a wrong one lists those there are')
+    sub.add_argument('--size', type=_positive, help="height and width of the images in pixels (default: the model's)")
+    sub.add_argument('--batch-size', type=_positive, nargs='+', default=[1, 8], metavar='N', help='images at a time (default: 1 8)')
+    sub.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(default: %(default)s)')
+    sub.add_argument('--rounds', type=_positive, default=5, help='measurements of each form (default: %(default)s)')
+    sub.add_argument('--compile', action='store_true', help='also by torch.compile, which takes minutes to build')
+    add_device(sub)
+    add_json(sub)
 
     sub = command('convert', _convert, "Convert an authors' MXNet checkpoint to a folder that timm and the hub take.")
     sub.add_argument('file', help='a .params file')
@@ -145,12 +170,21 @@ def _shortened(card: Card) -> str:
     return f'{card.num_classes}: {", ".join(card.labels[:10])}{", ..." * (card.num_classes > 10)}'
 
 
+def _load(name: str, device: str, deploy: bool | None) -> Classifier:
+    """A classifier, deployed; with None, where its model can be deployed."""
+    from .classifier import Classifier, load
+    classifier = load(name, device, deploy=bool(deploy))
+    if deploy is None:
+        with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
+            return Classifier(classifier.model, classifier.preprocess, classifier.labels, deploy=True)
+    return classifier
+
+
 def _classify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .classifier import load
     from .photograph import ImageError, find_images
-    classifier = load(arguments.model, device=arguments.device)
+    classifier = _load(arguments.model, arguments.device, arguments.deploy)
     images = [file for image in arguments.images for file in (find_images(image) if Path(image).is_dir() else [image])]
     results, failed = [], 0
     outcomes = classifier.classify_each(images, k=arguments.k, batch_size=arguments.batch_size)
@@ -187,7 +221,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .classifier import load
     from .evaluate import evaluate
-    result = evaluate(load(arguments.name, device=arguments.device), arguments.data, arguments.batch_size, arguments.workers)
+    classifier = load(arguments.name, arguments.device, deploy=arguments.deploy)
+    result = evaluate(classifier, arguments.data, arguments.batch_size, arguments.workers)
     if arguments.json:
         return _print_json(asdict(result))
     accuracy = result.accuracy
@@ -206,6 +241,28 @@ def _train(arguments: argparse.Namespace) -> None:
     last = train(recipe, arguments.data, out, device=arguments.device, planar=arguments.planar, bf16=arguments.bf16,
                  compile=arguments.compile, seed=arguments.seed)[-1]
     print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs')
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from .export import export
+    deviation = export(arguments.name, arguments.out)
+    print(f"{arguments.out}: its logits differ from PyTorch's by at most {deviation:.0e} of their spread")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .bench import bench, host, ratio, table
+    timings = bench([arguments.name], arguments.size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
+                    arguments.compile, rounds=arguments.rounds)
+    if arguments.json:
+        forms = [asdict(timing) | dict(images_per_second=timing.images_per_second, ratio=ratio(timing, timings)) for timing in timings]
+        return _print_json(dict(host=host(arguments.device), timings=forms))
+    print(f'{host(arguments.device)}: images a second, median (range), against the faster plain form\n{table(timings)}')
+    for timing in timings:
+        if timing.layers:
+            counts = ', '.join(f'{count} {form}' for form, count in Counter(timing.layers.values()).items())
+            print(f'{timing.form}, {timing.setting}: IGC layers {counts}')
 
 
 def _convert(arguments: argparse.Namespace) -> None:

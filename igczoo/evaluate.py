@@ -44,7 +44,7 @@ def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, wo
     device, dtype = classifier.device, classifier.dtype
     started = time.perf_counter()
     top1, top5 = count_correct(
-        classifier.model, ((x.to(device, dtype), to_label[y].to(device)) for x, y in tqdm(loader, 'evaluate', disable=None)))
+        classifier.network, ((x.to(device, dtype), to_label[y].to(device)) for x, y in tqdm(loader, 'evaluate', disable=None)))
     n, seconds = len(dataset), time.perf_counter() - started
     low, high = wilson_interval(top1, n)
     return Evaluation(Accuracy(

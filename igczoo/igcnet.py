@@ -12,6 +12,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, c
 from timm.models import PretrainedCfg, build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .card import Card, cards
 from .layers import IGConv2d
@@ -86,6 +87,33 @@ class PlainBlock(nn.Module):
         return self.act(self.unit(x))
 
 
+class Stem(nn.Sequential):
+    """Convolution, normalisation and activation, by the names conv, bn and act."""
+
+    def fuse(self) -> nn.Module:
+        """Without the normalisation, in evaluation mode, giving channels_last maps; timm's `reparameterize_model` calls this."""
+        conv = fuse_conv_bn_eval(self.conv, self.bn).to(memory_format=torch.channels_last)
+        return nn.Sequential(OrderedDict(conv=conv, act=self.act))
+
+
+class Stage(nn.Sequential):
+    """Blocks of one width."""
+
+    def fuse(self) -> nn.Module:
+        """An equal, faster stage for evaluation mode; timm's `reparameterize_model` calls this."""
+        from .deployment import deploy_stage
+        return deploy_stage(self)[0]
+
+
+class Stages(nn.Sequential):
+    """All stages."""
+
+    def fuse(self) -> nn.Module:
+        """Equal, faster stages for evaluation mode; timm's `reparameterize_model` calls this."""
+        from .deployment import deploy_stages
+        return deploy_stages(self)
+
+
 class IGCNet(nn.Module):
     """A stem, stages of IGC blocks, global pooling and a linear classifier.
 
@@ -155,7 +183,7 @@ class IGCNet(nn.Module):
         stem_conv, pool, stem_reduction, reduction = _create_stem(stem, in_chans, stem_width, **dd)
         if output_stride < reduction or output_stride & (output_stride - 1):
             raise ValueError(f'IGCNet: output_stride is {output_stride}; it must be a power of two and at least {reduction}, the stem\'s')
-        self.stem = nn.Sequential(OrderedDict(
+        self.stem = Stem(OrderedDict(
             conv=stem_conv, bn=norm_layer(stem_width, **dd), act=create_act_layer(act_layer, inplace=True)))
         self.pool = pool
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act')]
@@ -173,10 +201,10 @@ class IGCNet(nn.Module):
             for b in range(depth):
                 shape = (width, width, partitions, 1, dilation) if b else (in_chs, width, partitions, stride, first_dilation)
                 blocks.append(ResidualBlock(*shape, dilation, drop_paths[b], **style) if shortcuts else PlainBlock(*shape, **style))
-            stages.append(nn.Sequential(*blocks))
+            stages.append(Stage(*blocks))
             self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
             in_chs = width
-        self.stages = nn.Sequential(*stages)
+        self.stages = Stages(*stages)
 
         self.num_features = in_chs
         self._create_head(global_pool, **dd)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .igcnet import IGCNet, Projection, ResidualBlock, Unit
+from .planes import convolve_planes
 
 __all__ = ['PlanarIGCNet']
 
@@ -79,30 +80,9 @@ def _primary_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """
     partitions, m, M = conv.groups, conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if M <= 2 and m in (1, M):
-        return _by_channel(conv, x, partitions, m, M)
+        weight = conv.weight.unflatten(0, (partitions, M)).permute(1, 2, 3, 4, 0)      # (M, m, k, k, L)
+        return convolve_planes(x, weight, conv.stride[0], conv.dilation[0])
     return _by_group(conv, x, partitions, m, M)
-
-
-def _by_channel(conv: nn.Conv2d, x: Tensor, partitions: int, m: int, M: int) -> Tensor:
-    """Output plane j is the sum over r of input plane (j + r) mod m, each channel convolved with its own kernel."""
-    weight = conv.weight.unflatten(0, (partitions, M))                          # (L, M, m, k, k)
-    output = torch.arange(M)
-    total = None
-    for r in range(m):
-        kernels = weight[:, output, (output + r) % m].transpose(0, 1).flatten(0, 1).unsqueeze(1)     # (M * L, 1, k, k)
-        planes = _rotated_planes(x, partitions, m, M, r)
-        y = F.conv2d(planes, kernels, None, conv.stride, conv.padding, conv.dilation, groups=M * partitions)
-        total = y if total is None else total + y
-    return total
-
-
-def _rotated_planes(x: Tensor, partitions: int, m: int, M: int, r: int) -> Tensor:
-    """(N, m * L, H, W) -> (N, M * L, H, W): plane (j + r) mod m at place j; of at most two planes the rotation is a flip."""
-    if m == M and r == 0:
-        return x
-    planes = x.permute(0, 2, 3, 1).unflatten(3, (m, partitions))                # (N, H, W, m, L)
-    planes = planes.expand(-1, -1, -1, M, -1) if m == 1 else planes.flip(3)
-    return planes.flatten(3, 4).permute(0, 3, 1, 2)
 
 
 def _by_group(conv: nn.Conv2d, x: Tensor, partitions: int, m: int, M: int) -> Tensor:

@@ -15,10 +15,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from .augment import Augmentation
 from .evaluate import count_correct
 from .igcnet import IGCNet
 from .images import open_split, stack_images
@@ -41,7 +42,9 @@ def train(
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
     Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and, at the end,
-    model.safetensors; the weights are those of the last epoch, whatever the evaluation split says.
+    model.safetensors; the weights are those of the last epoch, whatever the evaluation split says. An epoch is evaluated at the size it
+    trains at. A run in ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate
+    rises to where the cosine of the longer run is by then, and so for the size.
 
     Args:
         recipe: what to train.
@@ -61,12 +64,13 @@ def train(
     """
     device, rank, world = _join_processes(device)
     torch.manual_seed(seed)
-    net = timm.create_model(recipe.model).to(device, memory_format=torch.channels_last)
+    net = timm.create_model(recipe.model, num_classes=recipe.num_classes).to(device, memory_format=torch.channels_last)
     train_set, eval_set = (open_split(data, train=split) for split in (True, False))
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
-    images, labels = (tensor.to(device) for tensor in stack_images(train_set, recipe.input_size))
-    eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, recipe.input_size))
+    stored_size = recipe.stored_size or recipe.input_size
+    images, labels = (tensor.to(device) for tensor in stack_images(train_set, stored_size))
+    eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, stored_size))
     augment = Augmentation(recipe, images)
 
     optimizer = create_optimizer_v2(net, 'nesterov', lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -74,7 +78,7 @@ def train(
     scheduler = CosineLRScheduler(optimizer, t_initial=recipe.epochs * updates_per_epoch, t_in_epochs=False,
                                   warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    settings = dict(recipe=dataclasses.asdict(recipe), seed=seed)
+    settings = _settings(recipe, seed)
     log = _resume(Path(out), settings, net, optimizer, device)
 
     forward = PlanarIGCNet(net) if _use_planar(net, planar, device) else net
@@ -83,14 +87,14 @@ def train(
     model = DistributedDataParallel(forward) if world > 1 else forward
 
     for epoch in range(len(log), recipe.epochs):
-        started = time.perf_counter()
+        started, size = time.perf_counter(), recipe.size_at(epoch)
         model.train()
         torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
         order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
         loss_sum = torch.zeros((), device=device)
         for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
             scheduler.step_update(epoch * updates_per_epoch + step)
-            x, y = augment(batch, rank), labels[batch[rank].to(device)]
+            x, y = augment(batch, rank, size), labels[batch[rank].to(device)]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = criterion(model(x), y)
             optimizer.zero_grad()
@@ -98,12 +102,13 @@ def train(
             optimizer.step()
             loss_sum += loss.detach()
         train_seconds = time.perf_counter() - started
-        eval_batches = zip(map(augment.normalise, eval_images.split(500)), eval_labels.split(500), strict=True)
+        eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
         top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
         if world > 1:
             dist.all_reduce(loss_sum)
         log.append(dict(
-            epoch=epoch + 1, lr=optimizer.param_groups[0]['lr'], train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
+            epoch=epoch + 1, size=size, lr=optimizer.param_groups[0]['lr'],
+            train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
             top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
             train_seconds=round(train_seconds, 1)))
         if rank == 0:
@@ -114,29 +119,6 @@ def train(
     if world > 1:
         dist.destroy_process_group()
     return log
-
-
-class Augmentation:
-    """Random windows and mirror images of a data set that lies in memory, drawn a batch at a time on its device."""
-
-    def __init__(self, recipe: Recipe, images: Tensor):
-        self.mean, self.std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
-        self.flip, self.size, self.shifts = recipe.flip, recipe.input_size, 2 * recipe.crop_padding + 1
-        n, _, h, w = images.shape
-        pad = recipe.crop_padding
-        padded = self.mean.round().to(torch.uint8).repeat(n, 1, h + 2 * pad, w + 2 * pad)
-        padded[:, :, pad:pad + h, pad:pad + w] = images
-        self.windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)      # (n, 3, shifts, shifts, size, size), a view
-
-    def __call__(self, batch: Tensor, rank: int) -> Tensor:
-        """Image numbers (processes, n) -> this process's normalised windows (n, 3, size, size); all processes draw the same numbers."""
-        down, right, mirrored = (torch.randint(high, batch.shape)[rank].to(self.mean.device) for high in (self.shifts, self.shifts, 2))
-        x = self.normalise(self.windows[batch[rank].to(self.mean.device), :, down, right])
-        return torch.where(mirrored.bool().view(-1, 1, 1, 1), x.flip(3), x) if self.flip else x
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (n, 3, H, W) -> float32, channels_last."""
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 def _join_processes(device: str | torch.device | None) -> tuple[torch.device, int, int]:
@@ -155,6 +137,12 @@ def _use_planar(net: IGCNet, planar: bool | None, device: torch.device) -> bool:
     return device.type == 'cpu' and is_igc if planar is None else planar
 
 
+def _settings(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What a run is told by; without fields that keep their default, so that a run may go on when recipes have got another field."""
+    fields = [field for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != field.default]
+    return dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
+
+
 def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[dict]:
     """Load the last checkpoint of the run in ``out``, if there is one; returns its log."""
     out.mkdir(parents=True, exist_ok=True)
@@ -162,8 +150,10 @@ def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torc
     if not path.exists():
         return []
     checkpoint = torch.load(path, map_location=device, weights_only=True)
-    if checkpoint['settings'] != settings:
-        raise ValueError(f'{path}: is a run of other settings, {checkpoint["settings"]} and not {settings}; give another folder')
+    done = checkpoint['settings']
+    epochs = max(done['recipe']['epochs'], settings['recipe']['epochs'])    # a run may be made longer, not shorter
+    if done | dict(recipe=done['recipe'] | dict(epochs=epochs)) != settings:
+        raise ValueError(f'{path}: is a run of other settings, {done} and not {settings}; give another folder')
     net.load_state_dict(checkpoint['net'])
     optimizer.load_state_dict(checkpoint['optimizer'])
     return checkpoint['log']
@@ -173,7 +163,7 @@ def _save(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.
     checkpoint = dict(settings=settings, net=net.state_dict(), optimizer=optimizer.state_dict(), log=log)
     _write(out / 'checkpoint.pt', lambda file: torch.save(checkpoint, file))
     table = io.StringIO()
-    writer = csv.DictWriter(table, log[0], lineterminator='\n')
+    writer = csv.DictWriter(table, log[-1], lineterminator='\n')
     writer.writeheader()
     writer.writerows(log)
     _write(out / 'log.csv', lambda file: file.write_text(table.getvalue()))
@@ -182,5 +172,8 @@ def _save(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.
 def _write(path: Path, write) -> None:
     """Write beside and rename, so that ``path`` is never half a file."""
     beside = path.with_name(path.name + '.part')
-    write(beside)
-    os.replace(beside, path)
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

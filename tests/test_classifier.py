@@ -120,6 +120,32 @@ def test_batches_equal_one_by_one(classifier):
     assert classifier.classify(sources, k=10) == classifier.classify(sources, k=10)
 
 
+def test_the_deployed_form_gives_the_same(checkpoint, classifier):
+    deployed = load(checkpoint, deploy=True)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in deployed.network.modules())
+    assert deployed.model.state_dict().keys() == classifier.model.state_dict().keys() and classifier.network is classifier.model
+    for found, expected in zip(deployed.classify(EXAMPLES, k=10), classifier.classify(EXAMPLES, k=10), strict=True):
+        assert_close(found, expected)
+    torch.testing.assert_close(deployed.embed(EXAMPLES), classifier.embed(EXAMPLES), rtol=1e-5, atol=1e-5)
+    assert (deployed.device, deployed.dtype, deployed.labels) == (classifier.device, classifier.dtype, classifier.labels)
+
+
+def test_the_deployed_form_keeps_the_weights_it_was_made_of(checkpoint):
+    deployed = load(checkpoint, deploy=True)
+    expected = deployed.classify(EXAMPLES[0])
+    torch.nn.init.zeros_(deployed.model.train().head.weight)
+    assert deployed.classify(EXAMPLES[0]) == expected
+    again = Classifier(deployed.model, deployed.preprocess, deployed.labels, deploy=True)
+    assert {p.score for p in again.classify(EXAMPLES[0])} != {p.score for p in expected}
+
+
+def test_a_model_without_a_deployed_form(tmp_path):
+    folder = save(random_net(norm_layer='groupnorm1'), tmp_path / 'other', norm_layer='groupnorm1')
+    with pytest.raises(ValueError, match=r'^deploy: .* must be BatchNorm2d'):
+        load(folder, deploy=True)
+    assert len(load(folder).classify(EXAMPLES[0])) == 5
+
+
 # What is returned
 
 def test_one_image(classifier):

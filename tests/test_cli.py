@@ -1,14 +1,17 @@
 """The command line: what it prints, for people and for programs, and its exit status."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
+from igczoo import bench
 from igczoo.card import cards
 from igczoo.cli import DEFAULT_MODEL, main
 
@@ -59,6 +62,21 @@ def test_classify_takes_folders_and_goes_on_after_a_bad_file(capsys, tmp_path):
     assert err.startswith('igczoo classify: ') and 'c.jpg' in err and err.count('\n') == 1
 
 
+@pytest.mark.parametrize('deployable', [True, False])
+def test_classify_deploys_where_it_can(capsys, tmp_path, deployable):
+    norm = dict(norm_layer='batchnorm2d' if deployable else 'groupnorm1')
+    folder = tmp_path / 'net'
+    timm.models.save_for_hf(timm.create_model('igc_resnet20_l4m8', **norm), str(folder), norm, safe_serialization=True)
+    outputs = {}
+    for switch in ((), ('--deploy',), ('--no-deploy',)):
+        status, out, err = run(capsys, 'classify', PHOTOGRAPH, '--model', folder, '--json', *switch)
+        assert status == (not deployable and switch == ('--deploy',))
+        assert not err or err.startswith('igczoo classify: deploy: ')
+        outputs[switch] = out and {prediction['label']: prediction['score'] for prediction in json.loads(out)[0]['predictions']}
+    assert outputs[()] == pytest.approx(outputs['--no-deploy',], abs=1e-4)
+    assert outputs[()] == outputs['--deploy' if deployable else '--no-deploy',]
+
+
 def test_verify(capsys):
     status, out, _ = run(capsys, 'verify', DEFAULT_MODEL)
     assert status == 0 and out.startswith('ok ')
@@ -79,9 +97,32 @@ def test_evaluate_and_train(capsys, tmp_path):
     assert status == 0 and json.loads(out)['accuracy']['n'] == 130
     status, out, _ = run(capsys, 'evaluate', DEFAULT_MODEL, '--data', tmp_path / 'data')
     assert status == 0 and 'on data, 130 images: top-1 ' in out
+    plain = re.search(r'top-1 [^,]*, top-5 [^,]*', out)[0]
+    status, out, _ = run(capsys, 'evaluate', DEFAULT_MODEL, '--data', tmp_path / 'data', '--deploy')
+    assert status == 0 and plain in out
     status, out, _ = run(capsys, 'train', 'cifar10_igc_resnet20_l24m2', '--data', tmp_path / 'data', '--out', tmp_path / 'run',
                          '--epochs', 1, '--device', 'cpu')
     assert status == 0 and 'after 1 epochs' in out and (tmp_path / 'run' / 'model.safetensors').exists()
+
+
+def test_export(capsys, tmp_path):
+    status, out, err = run(capsys, 'export', DEFAULT_MODEL, '-o', tmp_path / 'x.pt2')
+    assert status == 0 and not err and out.startswith(f"{tmp_path / 'x.pt2'}: its logits differ from PyTorch's by at most ")
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pt2']
+
+
+def test_bench(capsys, monkeypatch):
+    monkeypatch.setattr(bench, 'LEAST', 0.)
+    monkeypatch.setattr(bench, 'find_spec', lambda name: None)      # of ONNX Runtime, which takes long to build
+    arguments = ('bench', 'igc_regconv20_w16', '--size', 16, '--rounds', 2, '--batch-size', 1, 3, '--dtype', 'bfloat16')
+    status, out, _ = run(capsys, *arguments)
+    lines = out.splitlines()
+    assert status == 0 and lines[0].startswith(bench.host()) and lines[1] == '| model | form | bfloat16, batch 1 | bfloat16, batch 3 |'
+    status, out, _ = run(capsys, *arguments, '--json')
+    timings = json.loads(out)['timings']
+    assert status == 0 and [(timing['form'], timing['batch_size']) for timing in timings] == [
+        (form, n) for n in (1, 3) for form in ('plain, NCHW', 'plain, channels_last', 'deployed')]
+    assert all(len(timing['seconds']) == 2 and timing['ratio'] > 0 for timing in timings)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -92,13 +133,20 @@ def test_evaluate_and_train(capsys, tmp_path):
     (['train', 'nonesuch', '--data', 'x'], "igczoo train: recipe 'nonesuch' is unknown; there are "),
     (['convert', 'x.params', '--model', 'nonesuch', '-o', 'x'], "igczoo convert: there is no conversion to 'nonesuch'; there is one to "),
     (['convert', 'x.params', '--model', 'igcnet18', '-o', 'nonesuch'], 'igczoo convert: '),
+    (['export', 'nonesuch', '-o', 'x.pt2'], "igczoo export: 'nonesuch' is no checkpoint; there are "),
+    (['export', DEFAULT_MODEL, '-o', 'x.txt'], "igczoo export: x.txt: its suffix is '.txt'; it must be .onnx or .pt2"),
+    (['export', DEFAULT_MODEL, '-o', 'nonesuch/x.pt2'], 'igczoo export: nonesuch/x.pt2: there is no folder nonesuch'),
+    (['bench', 'nonesuch'], "igczoo bench: 'nonesuch' is no model that timm knows; of this package there are "),
+    (['bench', 'igcnet18', '--device', 'nonesuch'], "igczoo bench: device is 'nonesuch', which cannot be used here"),
 ])
 def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
     status, out, err = run(capsys, *arguments)
     assert status == 1 and not out and err.startswith(message) and err.count('\n') == 1
 
 
-@pytest.mark.parametrize('arguments', [[], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x']])
+@pytest.mark.parametrize('arguments', [
+    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x'], ['export', 'x'],
+    ['bench', 'igcnet18', '--dtype', 'int8']])
 def test_a_wrong_call_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -106,7 +154,7 @@ def test_a_wrong_call_is_status_2(capsys, arguments):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ('list', 'info', 'classify', 'verify', 'evaluate', 'train', 'convert'):
+    for command in ('list', 'info', 'classify', 'verify', 'evaluate', 'train', 'export', 'bench', 'convert'):
         with pytest.raises(SystemExit) as stop:
             main([command, '--help'])
         assert stop.value.code == 0 and f'igczoo {command}' in capsys.readouterr().out

@@ -9,9 +9,12 @@ import pytest
 import igczoo
 
 PACKAGE = Path(igczoo.__file__).parent
-ORDER = ['layers', 'card', 'download', 'store', 'igcnet', 'photograph', 'classifier', 'images', 'evaluate', 'planar', 'recipes', 'train',
-         'convert', 'model_card', 'publish', 'cli']
-ALLOWED_DOWN = {('store', 'convert')}   # the store converts an origin's file, when it has fetched one
+ORDER = ['layers', 'card', 'download', 'store', 'planes', 'kernels', 'forms', 'igcnet', 'deployment', 'photograph', 'classifier', 'images',
+         'evaluate', 'planar', 'recipes', 'augment', 'train', 'export', 'bench', 'convert', 'model_card', 'publish', 'cli']
+ALLOWED_DOWN = {
+    ('store', 'convert'),       # the store converts an origin's file, when it has fetched one
+    ('igcnet', 'deployment'),   # timm has the blocks deploy themselves, when it is asked to
+}
 
 
 def imported(file: Path, name: str) -> set[str]:

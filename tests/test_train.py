@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 import igczoo.train
 from igczoo.recipes import Recipe, find_recipe, list_recipes
-from igczoo.train import Augmentation, train
+from igczoo.train import _write, train
 
 RECIPE = Recipe(
     model='igc_resnet20_l24m2', input_size=16, mean=(120., 110., 100.), std=(60., 60., 60.), epochs=3, batch_size=8, lr=0.1,
     warmup_epochs=1, momentum=0.9, weight_decay=1e-3, label_smoothing=0.1, crop_padding=2, flip=True)
+GROWING = dataclasses.replace(RECIPE, stored_size=8, growth=((0.3, 8), (0.6, 12)), crop_padding=0, min_area=0.4)
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +50,9 @@ def read_log(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((out / 'log.csv').read_text())))
 
 
-def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
-    whole = run(data, tmp_path / 'whole')
+@pytest.mark.parametrize(('recipe', 'sizes'), [(RECIPE, ['16', '16', '16']), (GROWING, ['8', '12', '16'])], ids=['shifted', 'growing'])
+def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch, recipe, sizes):
+    whole = run(data, tmp_path / 'whole', recipe)
     save, saves = igczoo.train._save, []
 
     def save_then_die(*args):
@@ -61,9 +63,9 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
     monkeypatch.setattr(igczoo.train, '_save', save_then_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / 'killed')
+            run(data, tmp_path / 'killed', recipe)
     monkeypatch.undo()
-    resumed = run(data, tmp_path / 'killed')
+    resumed = run(data, tmp_path / 'killed', recipe)
     assert len(saves) == 2
     for key, expected in whole.items():
         assert torch.equal(resumed[key], expected), key
@@ -72,7 +74,7 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch):
         for row in rows:
             del row['train_seconds']
     assert logs[0] == logs[1]
-    assert [row['epoch'] for row in logs[0]] == ['1', '2', '3']
+    assert [row['epoch'] for row in logs[0]] == ['1', '2', '3'] and [row['size'] for row in logs[0]] == sizes
     assert not list(tmp_path.glob('*/*.part'))
 
 
@@ -89,19 +91,72 @@ def test_it_learns(data, tmp_path):
     assert log[-1]['lr'] < 0.01 < max(row['lr'] for row in log)
 
 
+def test_images_seen_and_evaluated_have_the_size_of_the_epoch(data, tmp_path, monkeypatch):
+    seen = []
+    create_model = timm.create_model
+
+    def create_watched(*args, **kwargs):
+        net = create_model(*args, **kwargs)
+        net.stem.register_forward_pre_hook(lambda stem, inputs: seen.append((stem.training, *inputs[0].shape[1:])))
+        return net
+
+    monkeypatch.setattr(timm, 'create_model', create_watched)
+    train(GROWING, data, tmp_path, device='cpu')
+    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]]
+
+
 def test_a_folder_of_another_run_is_refused(data, tmp_path):
-    train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path, device='cpu')
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    train(recipe, data, tmp_path, device='cpu')
+    for other, seed in ((dataclasses.replace(recipe, lr=0.2), 0), (dataclasses.replace(recipe, epochs=1), 0), (recipe, 1),
+                        (dataclasses.replace(recipe, epochs=3, min_area=0.5), 0)):
+        with pytest.raises(ValueError, match='is a run of other settings'):
+            train(other, data, tmp_path, device='cpu', seed=seed)
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(data, tmp_path):
+    short = dataclasses.replace(RECIPE, epochs=2)
+    first = train(short, data, tmp_path / 'run', device='cpu')
+    log = train(RECIPE, data, tmp_path / 'run', device='cpu')
+    whole = train(RECIPE, data, tmp_path / 'whole', device='cpu')
+    assert log[:2] == first and len(log) == 3
+    assert log[1]['lr'] < 0.01 < whole[1]['lr'] and log[2]['lr'] == whole[2]['lr']     # at its end the longer cosine has come down too
+    assert [float(row['lr']) for row in read_log(tmp_path / 'run')] == [row['lr'] for row in log]
     with pytest.raises(ValueError, match='is a run of other settings'):
-        train(dataclasses.replace(RECIPE, epochs=1, lr=0.2), data, tmp_path, device='cpu')
+        train(short, data, tmp_path / 'run', device='cpu')      # it is the longer run now
 
 
-def test_a_data_set_of_other_classes_is_refused(data, tmp_path):
-    (tmp_path / 'data').mkdir()
+def test_a_run_goes_on_when_recipes_and_logs_have_got_another_field(data, tmp_path):
+    short = dataclasses.replace(RECIPE, epochs=1)
+    train(short, data, tmp_path, device='cpu')
+    checkpoint = torch.load(tmp_path / 'checkpoint.pt', weights_only=True)
+    assert {'growth', 'min_area', 'num_classes', 'stored_size'}.isdisjoint(checkpoint['settings']['recipe'])
+    del checkpoint['log'][0]['size']
+    torch.save(checkpoint, tmp_path / 'checkpoint.pt')
+    train(dataclasses.replace(RECIPE, epochs=2), data, tmp_path, device='cpu')
+    assert [(row['epoch'], row['size']) for row in read_log(tmp_path)] == [('1', ''), ('2', '16')]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    def write_half(file: Path) -> None:
+        file.write_text('half')
+        raise OSError('disk full')
+
+    (tmp_path / 'log.csv').write_text('whole')
+    with pytest.raises(OSError, match='disk full'):
+        _write(tmp_path / 'log.csv', write_half)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [('log.csv', 'whole')]
+
+
+def test_the_model_must_have_the_classes_of_the_data(data, tmp_path):
     for split in ('train', 'test'):
-        (tmp_path / 'data' / split).mkdir()
-        (tmp_path / 'data' / split / 'only').symlink_to(data / split / 'class0')
-    with pytest.raises(ValueError, match='has 1 classes, igc_resnet20_l24m2 of the recipe has 10'):
+        (tmp_path / 'data' / split).mkdir(parents=True)
+        for label in range(3):
+            (tmp_path / 'data' / split / f'class{label}').symlink_to(data / split / f'class{label}')
+    with pytest.raises(ValueError, match='has 3 classes, igc_resnet20_l24m2 of the recipe has 10'):
         train(RECIPE, tmp_path / 'data', tmp_path / 'out', device='cpu')
+    weights = run(tmp_path / 'data', tmp_path / 'out', dataclasses.replace(RECIPE, epochs=1, num_classes=3))
+    assert weights['head.weight'].shape[0] == 3
 
 
 def test_two_processes_learn_as_one(data, tmp_path):
@@ -125,19 +180,6 @@ def test_two_processes_learn_as_one(data, tmp_path):
     assert abs(losses[0] - losses[1]) < 0.3
 
 
-def test_augmentation_shifts_and_mirrors_within_the_padding():
-    recipe = dataclasses.replace(RECIPE, input_size=8, mean=(0., 0., 0.), std=(1., 1., 1.))
-    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(1, 3, 8, 8)
-    augment = Augmentation(recipe, images)
-    torch.manual_seed(0)
-    x = augment(torch.zeros(1, 400, dtype=torch.int64), 0)
-    padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2))
-    windows = [padded[0, :, i:i + 8, j:j + 8] for i in range(5) for j in range(5)]
-    allowed = {tuple(window.flatten().tolist()) for w in windows for window in (w, w.flip(2))}
-    drawn = {tuple(image.flatten().tolist()) for image in x}
-    assert drawn == allowed     # all 25 shifts, both ways round, and nothing else
-
-
 def test_every_recipe_names_a_model_and_explains_itself():
     from importlib import import_module
 
@@ -149,3 +191,14 @@ def test_every_recipe_names_a_model_and_explains_itself():
         assert json.loads(json.dumps(dataclasses.asdict(recipe)))
     with pytest.raises(ValueError, match="recipe 'nonesuch' is unknown; there are "):
         find_recipe('nonesuch')
+
+
+def test_a_recipe_grows_its_images_with_the_epochs():
+    recipe = dataclasses.replace(RECIPE, epochs=20, input_size=128, growth=((0.55, 64), (0.85, 96)))
+    assert [recipe.size_at(epoch) for epoch in range(20)] == [64] * 11 + [96] * 6 + [128] * 3
+    assert {RECIPE.size_at(epoch) for epoch in range(3)} == {16}
+
+
+def test_the_tiny_imagenet_twins_differ_in_the_model_alone():
+    igc, regular = (find_recipe(f'tinyimagenet_{name}') for name in ('igcnet18', 'regconv18'))
+    assert dataclasses.replace(regular, model='igcnet18') == igc and regular.model == 'igc_regconv18_c64'

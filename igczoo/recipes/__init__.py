@@ -8,14 +8,17 @@ from pkgutil import iter_modules
 __all__ = ['Recipe', 'find_recipe', 'list_recipes']
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what is learnt; nothing that only decides how fast.
 
     The optimiser is SGD with Nesterov momentum; the learning rate rises linearly, then falls as a cosine to zero.
     """
     model: str                          # architecture
-    input_size: int                     # pixels
+    num_classes: int | None = None      # of the data; None: as many as the architecture has by itself
+    stored_size: int | None = None      # pixels of the images kept in memory; None: input_size
+    input_size: int                     # pixels that the net is for and that the last epochs train at
+    growth: tuple[tuple[float, int], ...] = ()      # (share of the epochs, pixels until then), rising; input_size afterwards
     mean: tuple[float, float, float]    # of R, G, B in 0..255, subtracted
     std: tuple[float, float, float]     # of R, G, B in 0..255, divided by
     epochs: int
@@ -26,7 +29,12 @@ class Recipe:
     weight_decay: float                 # on convolutions and the classifier's weight
     label_smoothing: float
     crop_padding: int                   # pixels of mean colour around the image, of which a random window is taken
+    min_area: float = 1.                # smallest share of that area a window takes and is resized from; 1: the stored size, only shifted
     flip: bool                          # mirror half of the images
+
+    def size_at(self, epoch: int) -> int:
+        """Pixels that an epoch, counted from 0, trains and is evaluated at."""
+        return next((size for share, size in self.growth if epoch < share * self.epochs), self.input_size)
 
 
 def list_recipes() -> list[str]:

@@ -1,0 +1,488 @@
+// IGC units on a CPU, fused: what __init__.py describes, for contiguous float32 in channels_last memory.
+//
+// For a tile of pixels at a time, the primary convolution goes into a buffer that stays in the cache, and from there a matrix product
+// for each plane, the secondary convolution, to the output with bias, residual and ReLU. Every output is summed in one fixed order, so
+// the result depends neither on the tiles nor on the number of threads.
+// Vectors are the extension that GCC and Clang share, no intrinsics: the file compiles for AVX-512, AVX2, SSE and NEON.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+// The OpenMP library torch has loaded runs the threads. It is called by its own entry point: a pragma would compile to another library's
+// with another compiler, and two libraries would keep two sets of threads.
+extern "C" void GOMP_parallel(void (*run)(void*), void* data, unsigned threads, unsigned flags);
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__ARM_NEON)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+constexpr int VECTORS = LANES == 8 ? 2 : 4;                         // a product's block of the output, in vectors of columns,
+constexpr int ROWS = LANES == 4 && REGISTERS == 16 ? 2 : 6;         // by pixels
+constexpr int RUN = REGISTERS == 32 ? 8 : 4;                        // pixels of a row the primary convolution does at once
+
+template <int N>
+struct Floats {
+    typedef float Vector __attribute__((vector_size(N * 4)));
+    typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias));
+};
+template <int N>
+using Vector = typename Floats<N>::Vector;
+
+template <int N>
+inline Vector<N> load(const float* from) {
+    return *reinterpret_cast<const typename Floats<N>::Unaligned*>(from);
+}
+
+template <int N>
+inline void store(float* to, Vector<N> v) {
+    *reinterpret_cast<typename Floats<N>::Unaligned*>(to) = v;
+}
+
+template <int N>
+inline Vector<N> load_some(const float* from, int count) {
+    if (count == N) return load<N>(from);
+    Vector<N> v = {};
+    std::memcpy(&v, from, count * sizeof(float));
+    return v;
+}
+
+template <int N>
+inline void store_some(float* to, Vector<N> v, int count) {
+    if (count == N) return store<N>(to, v);
+    std::memcpy(to, &v, count * sizeof(float));
+}
+
+// Calls run with the constant that a value in 1..most is.
+template <int most, class Run>
+inline void with_constant(int64_t value, const Run& run) {
+    if constexpr (most > 1)
+        if (value < most) return with_constant<most - 1>(value, run);
+    run(std::integral_constant<int, most>{});
+}
+
+// Calls run with the numbers of lanes to take channels by, from the widest vectors down to single channels.
+template <class Run>
+inline void over_lanes(const Run& run) {
+    run(std::integral_constant<int, LANES>{});
+    if constexpr (LANES > 8) run(std::integral_constant<int, 8>{});
+    if constexpr (LANES > 4) run(std::integral_constant<int, 4>{});
+    run(std::integral_constant<int, 1>{});
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A buffer of this thread's, kept from call to call.
+float* scratch(int64_t floats) {
+    struct Free {
+        void operator()(float* memory) const { std::free(memory); }
+    };
+    static thread_local std::unique_ptr<float, Free> memory;
+    static thread_local int64_t size = 0;
+    if (size < floats) {
+        size = ceil_div(floats, 16) * 16;
+        memory.reset(static_cast<float*>(std::aligned_alloc(64, size * sizeof(float))));
+    }
+    return memory.get();
+}
+
+// Each thread works through its own share of the items, neighbours in memory, and then helps the others.
+template <class Work>
+void parallel(int64_t threads, int64_t items, const Work& work) {
+    constexpr int64_t MOST = 256;
+    threads = std::min(threads, MOST);
+    std::atomic<int64_t> started{0}, next[MOST];
+    for (int64_t share = 0; share < threads; ++share) next[share] = share * items / threads;
+    auto run = [&] {
+        const int64_t self = started++;
+        for (int64_t other = 0; other < threads; ++other) {
+            const int64_t share = (self + other) % threads, end = (share + 1) * items / threads;
+            for (int64_t item; (item = next[share]++) < end;) work(item);
+        }
+    };
+    if (threads == 1 || items == 1) return run();
+    // Always as many threads as torch uses: another number would end some of its threads and start them again.
+    GOMP_parallel([](void* data) { (*static_cast<decltype(run)*>(data))(); }, &run, threads, 0);
+}
+
+// Primary convolution ---------------------------------------------------------------------------------------------------------------
+
+struct Primary {
+    int64_t height, width, out_height, out_width;
+    int64_t in_planes, channels;                                    // m, L
+    int64_t kernel, stride, dilation;
+    const float* in;                                                // (N, H, W, m, L)
+    const float* weight;                                            // (M, m, k, k, L)
+    const float* bias;                                              // (M, L), or null
+
+    int64_t pixel() const { return in_planes * channels; }
+    int64_t plane_weight() const { return pixel() * kernel * kernel; }
+    int64_t padding() const { return dilation * (kernel / 2); }
+};
+
+struct Target {
+    float* out;                                                     // the first pixel of the first plane
+    int64_t pixel, plane;                                           // floats from one to the next
+};
+
+struct Taps {
+    int64_t begin, end;                                             // those of a kernel's rows or columns that lie inside the map
+};
+
+inline Taps taps_inside(const Primary& p, int64_t position, int64_t size) {
+    const int64_t first = position * p.stride - p.padding();
+    return {first < 0 ? ceil_div(-first, p.dilation) : 0, std::min(p.kernel, (size - 1 - first) / p.dilation + 1)};
+}
+
+// N channels of `run` pixels in `planes` planes: a weight serves all these pixels, an input all these planes. With a `window`, a kernel
+// three columns wide that moves by one, an input serves its neighbours as well. `columns` begin at the first pixel's first tap inside
+// the map and end with the last pixel's last.
+template <int N, int planes, int run, bool window>
+__attribute__((always_inline)) inline void convolve_channels(
+    const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
+    const int64_t L = p.channels, pixel = p.pixel();
+    Vector<N> sum[planes][run];
+#pragma GCC unroll 2
+    for (int j = 0; j < planes; ++j)
+#pragma GCC unroll 8
+        for (int r = 0; r < run; ++r) sum[j][r] = bias ? load<N>(bias + j * L) : Vector<N>{};
+    for (int64_t i = 0; i < p.in_planes; ++i)
+        for (int64_t ky = rows.begin; ky < rows.end; ++ky) {
+            const float* w = weight + (i * p.kernel + ky) * p.kernel * L;
+            const float* x = in + ky * p.dilation * p.width * pixel + i * L;
+            if constexpr (window) {
+                Vector<N> taps[planes][3];
+#pragma GCC unroll 2
+                for (int j = 0; j < planes; ++j)
+#pragma GCC unroll 3
+                    for (int t = 0; t < 3; ++t) taps[j][t] = load<N>(w + j * p.plane_weight() + t * L);
+#pragma GCC unroll 10
+                for (int column = 0; column < run + 2; ++column, x += pixel) {
+                    if ((column == 0 && columns.begin) || (column == run + 1 && columns.end < 3)) continue;
+                    const Vector<N> value = load<N>(x);
+#pragma GCC unroll 3
+                    for (int t = 0; t < 3; ++t)
+#pragma GCC unroll 2
+                        for (int j = 0; j < planes; ++j)
+                            if (column >= t && column - t < run) sum[j][column - t] += taps[j][t] * value;
+                }
+            } else {
+                for (int64_t kx = columns.begin; kx < columns.end; ++kx) {
+                    Vector<N> tap[planes];
+#pragma GCC unroll 2
+                    for (int j = 0; j < planes; ++j) tap[j] = load<N>(w + j * p.plane_weight() + kx * L);
+#pragma GCC unroll 8
+                    for (int r = 0; r < run; ++r) {
+                        const Vector<N> value = load<N>(x + (kx * p.dilation + r * p.stride) * pixel);
+#pragma GCC unroll 2
+                        for (int j = 0; j < planes; ++j) sum[j][r] += tap[j] * value;
+                    }
+                }
+            }
+        }
+#pragma GCC unroll 2
+    for (int j = 0; j < planes; ++j)
+#pragma GCC unroll 8
+        for (int r = 0; r < run; ++r) store<N>(target.out + j * target.plane + r * target.pixel, sum[j][r]);
+}
+
+template <int planes, int run, bool window>
+__attribute__((noinline)) void convolve_run(const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
+    int64_t c = 0;
+    over_lanes([&](auto lanes) {
+        for (; c + lanes <= p.channels; c += lanes)
+            convolve_channels<lanes, planes, run, window>(
+                p, in + c, weight + c, bias ? bias + c : nullptr, {target.out + c, target.pixel, target.plane}, rows, columns);
+    });
+}
+
+// Output pixels [begin, end), counted through all images, of output planes [plane, plane + planes).
+void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64_t planes, Target target) {
+    const int64_t pixel = p.pixel(), padding = p.padding();
+    const bool window = p.kernel == 3 && p.stride == 1 && p.dilation == 1;
+    // The pixels of a run have the same taps: all of them in columns [inner, outer); with a window, the ends of a row may lack one.
+    const int64_t inner = window ? 0 : ceil_div(padding, p.stride);
+    const int64_t outer = window ? p.out_width : p.width > padding ? (p.width - 1 - padding) / p.stride + 1 : 0;
+    for (int64_t at = begin; at < end;) {
+        const int64_t y = at / p.out_width % p.out_height, image = at / p.out_width / p.out_height;
+        const Taps rows = taps_inside(p, y, p.height);
+        const float* in_row = p.in + ((image * p.height + y * p.stride - padding) * p.width - padding) * pixel;
+        for (int64_t x = at % p.out_width, x_end = std::min(p.out_width, x + end - at), run; x < x_end; x += run, at += run) {
+            const int64_t length = inner <= x && x < outer ? std::min(x_end, outer) - x : 1;
+            run = ceil_div(length, ceil_div(length, RUN));
+            const Taps columns = {taps_inside(p, x, p.width).begin, taps_inside(p, x + run - 1, p.width).end};
+            const float* in = in_row + x * p.stride * pixel;
+            // The lowest input row of the next run is what no earlier row of outputs has brought into the cache.
+            const float* next = in + ((rows.end - 1) * p.dilation * p.width + (run - 1) * p.stride + p.kernel * p.dilation) * pixel;
+            for (int64_t c = 0; c < run * p.stride * pixel; c += 16) __builtin_prefetch(next + c);
+            for (int64_t j = 0, pair; j < planes; j += pair) {
+                pair = std::min<int64_t>(2, planes - j);
+                const float* weight = p.weight + (plane + j) * p.plane_weight();
+                const float* bias = p.bias ? p.bias + (plane + j) * p.channels : nullptr;
+                const Target here = {target.out + j * target.plane + (at - begin) * target.pixel, target.pixel, target.plane};
+                with_constant<2>(pair, [&](auto pair) {
+                    with_constant<RUN>(run, [&](auto run) {
+                        (window ? convolve_run<pair, run, true> : convolve_run<pair, run, false>)(p, in, weight, bias, here, rows, columns);
+                    });
+                });
+            }
+        }
+    }
+}
+
+// Secondary convolution -------------------------------------------------------------------------------------------------------------
+
+struct Product {
+    const float* rows;                                              // (pixels, depth), each in pieces of equal length
+    int64_t row, pieces, piece;                                     // floats from one row to the next; from one piece to the next
+    int64_t depth;
+    const float* weight;                                            // (depth, columns)
+    int64_t step;                                                   // floats from one of its rows to the next
+    const float* bias;                                              // (columns)
+    const float* residual;                                          // where `out` has its numbers, or null
+    float* out;                                                     // (pixels, columns)
+    int64_t pixel;                                                  // floats from one of them to the next
+    bool relu;
+
+    Product at(int64_t pixels, int64_t columns) const {
+        Product p = *this;
+        const int64_t offset = pixels * pixel + columns;
+        p.rows += pixels * row;
+        p.weight += columns;
+        p.bias += columns;
+        p.out += offset;
+        if (residual) p.residual += offset;
+        return p;
+    }
+};
+
+// `height` pixels by `vectors` vectors of N columns; of a single vector perhaps only `count` columns are there.
+template <int N, int height, int vectors>
+__attribute__((noinline)) void multiply_block(const Product& p, int count) {
+    for (int h = 0; h < height; ++h)
+        for (int v = 0; v < vectors; ++v) {
+            __builtin_prefetch(p.out + h * p.pixel + v * N, 1);
+            if (p.residual) __builtin_prefetch(p.residual + h * p.pixel + v * N);
+        }
+    Vector<N> sum[height][vectors] = {};
+    const float* weight = p.weight;
+    for (int64_t piece = 0; piece < p.pieces; ++piece) {
+        const float* rows = p.rows + piece * p.piece;
+        for (int64_t k = 0, length = p.depth / p.pieces; k < length; ++k, weight += p.step) {
+            Vector<N> w[vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) w[v] = load<N>(weight + v * N);
+#pragma GCC unroll 6
+            for (int h = 0; h < height; ++h) {
+                const float x = rows[h * p.row + k];
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; ++v) sum[h][v] += x * w[v];
+            }
+        }
+    }
+    const int there = vectors == 1 ? count : N;
+#pragma GCC unroll 6
+    for (int h = 0; h < height; ++h)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t at = h * p.pixel + v * N;
+            Vector<N> y = sum[h][v] + load_some<N>(p.bias + v * N, there);
+            if (p.residual) y += load_some<N>(p.residual + at, there);
+            if (p.relu) y = y < Vector<N>{} ? Vector<N>{} : y;      // written so that NaN stays NaN
+            store_some<N>(p.out + at, y, there);
+        }
+}
+
+template <int N, int vectors>
+void multiply_rows(const Product& p, int64_t pixels, int count) {
+    for (int64_t done = 0, height; done < pixels; done += height) {
+        height = ceil_div(pixels - done, ceil_div(pixels - done, ROWS));
+        with_constant<ROWS>(height, [&](auto height) { multiply_block<N, height, vectors>(p.at(done, 0), count); });
+    }
+}
+
+// The last `count` columns, fewer than fill a vector of N: the weight from a copy that ends in zeros, not from beyond its own end.
+template <int N>
+void multiply_last(Product p, int64_t pixels, int count, float* copy) {
+    if (count < N) {
+        for (int64_t k = 0; k < p.depth; ++k) store<N>(copy + k * N, load_some<N>(p.weight + k * p.step, count));
+        p.weight = copy;
+        p.step = N;
+    }
+    multiply_rows<N, 1>(p, pixels, count);
+}
+
+// All columns of all pixels. `copy` has room for (depth, LANES).
+void multiply(const Product& p, int64_t pixels, int64_t columns, float* copy) {
+    int64_t column = 0;
+    for (int64_t left, vectors; (left = (columns - column) / LANES); column += vectors * LANES) {
+        vectors = ceil_div(left, ceil_div(left, VECTORS));
+        with_constant<VECTORS>(vectors, [&](auto vectors) { multiply_rows<LANES, vectors>(p.at(0, column), pixels, LANES); });
+    }
+    const int count = columns - column;
+    if (count > 8) multiply_last<LANES>(p.at(0, column), pixels, count, copy);
+    else if (count > 4) multiply_last<std::min(LANES, 8)>(p.at(0, column), pixels, count, copy);
+    else if (count > 0) multiply_last<4>(p.at(0, column), pixels, count, copy);
+}
+
+// Shares of the work ----------------------------------------------------------------------------------------------------------------
+
+// The output is split in tiles of pixels, groups of planes and parts of a plane's columns.
+struct Split {
+    int64_t tiles, group, parts;
+};
+
+Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, int64_t threads) {
+    constexpr int64_t CACHE = 1 << 16;                              // floats: a quarter of the smallest L2 cache of today's servers
+    const int64_t group = std::clamp<int64_t>(2 * CACHE / (channels * channels), 1, planes), groups = ceil_div(planes, group);
+    const int64_t most = std::clamp<int64_t>(CACHE / (group * channels), 6, 192);
+    Split best = {};
+    int64_t least = INT64_MAX;
+    for (int64_t parts = 1; parts == 1 || parts * 64 <= channels; parts *= 2)
+        for (int64_t tiles = ceil_div(pixels, most), last = tiles + threads; tiles < last; ++tiles) {
+            // Of the thread with most items: taps at half the speed of the product, and the weights, read anew for each tile.
+            const int64_t items = ceil_div(tiles * groups * parts, threads), tile = ceil_div(pixels, tiles);
+            const int64_t cost = items * (tile * (2 * taps * parts + channels) + 4 * channels) / parts;
+            if (cost < least) least = cost, best = {tiles, group, parts};
+        }
+    return best;
+}
+
+// Stem ------------------------------------------------------------------------------------------------------------------------------
+
+constexpr int64_t STEM_KERNEL = 7, STEM_STRIDE = 2, STEM_PADDING = 3, POOL_KERNEL = 3, POOL_STRIDE = 2, POOL_PADDING = 1;
+
+struct Image {
+    int64_t height, width, channels;
+    const float* in;
+    int64_t row, column, channel;                                   // floats from one to the next
+};
+
+// Rows [begin, end) of an image and columns from -padding on, as (rows, columns, channels) with zeros outside the image.
+void copy_padded(const Image& image, int64_t begin, int64_t end, int64_t columns, float* out) {
+    std::memset(out, 0, (end - begin) * columns * image.channels * sizeof(float));
+    for (int64_t y = std::max<int64_t>(begin, 0); y < std::min(end, image.height); ++y)
+        for (int64_t c = 0; c < image.channels; ++c) {
+            const float* from = image.in + y * image.row + c * image.channel;
+            float* to = out + ((y - begin) * columns + STEM_PADDING) * image.channels + c;
+            const int64_t width = std::min(image.width, columns - STEM_PADDING);
+            for (int64_t x = 0; x < width; ++x) to[x * image.channels] = from[x * image.column];
+        }
+}
+
+template <int N>
+inline Vector<N> larger(Vector<N> a, Vector<N> b) {
+    return (b <= a) | (a != a) ? a : b;                             // NaN is the largest
+}
+
+// One row of the max-pool, from the map's rows it covers.
+void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_t out_width, int64_t channels, float* out) {
+    for (int64_t x = 0; x < out_width; ++x) {
+        const int64_t begin = std::max<int64_t>(x * POOL_STRIDE - POOL_PADDING, 0);
+        const int64_t end = std::min(x * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, width);
+        int64_t c = 0;
+        over_lanes([&](auto lanes) {
+            for (; c + lanes <= channels; c += lanes) {
+                Vector<lanes> most = load<lanes>(rows[0] + begin * channels + c);
+                for (int64_t row = 0; row < num_rows; ++row)
+                    for (int64_t column = begin; column < end; ++column)
+                        most = larger<lanes>(most, load<lanes>(rows[row] + column * channels + c));
+                store<lanes>(out + x * channels + c, most);
+            }
+        });
+    }
+}
+
+// Rows [begin, end) of the stem's output, from a padded copy of the image, over a ring of rows of the map that is pooled.
+void stem_rows(const Image& image, const float* weight, const float* bias, int64_t channels, int64_t begin, int64_t end, float* out) {
+    const int64_t map_height = ceil_div(image.height, STEM_STRIDE), map_width = ceil_div(image.width, STEM_STRIDE);
+    const int64_t out_width = ceil_div(map_width, POOL_STRIDE), map_row = map_width * channels;
+    const int64_t first = std::max<int64_t>(begin * POOL_STRIDE - POOL_PADDING, 0);
+    const int64_t last = std::min((end - 1) * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
+    const int64_t columns = (map_width - 1) * STEM_STRIDE + STEM_KERNEL, copy_row = columns * image.channels;
+    const int64_t copy_begin = first * STEM_STRIDE - STEM_PADDING, copy_end = (last - 1) * STEM_STRIDE - STEM_PADDING + STEM_KERNEL;
+    const int64_t depth = STEM_KERNEL * STEM_KERNEL * image.channels;
+    float* ring = scratch(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + depth * LANES);
+    float* copy = ring + POOL_KERNEL * map_row;
+    float* last_columns = copy + (copy_end - copy_begin) * copy_row;
+    copy_padded(image, copy_begin, copy_end, columns, copy);
+    for (int64_t y = begin, map_y = first; y < end; ++y) {
+        const int64_t top = std::max<int64_t>(y * POOL_STRIDE - POOL_PADDING, 0);
+        const int64_t bottom = std::min(y * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
+        for (; map_y < bottom; ++map_y)
+            multiply({copy + (map_y - first) * STEM_STRIDE * copy_row, STEM_STRIDE * image.channels, STEM_KERNEL, copy_row, depth, weight,
+                      channels, bias, nullptr, ring + map_y % POOL_KERNEL * map_row, channels, true},
+                     map_width, channels, last_columns);
+        const float* rows[POOL_KERNEL];
+        for (int64_t row = top; row < bottom; ++row) rows[row - top] = ring + row % POOL_KERNEL * map_row;
+        pool_row(rows, bottom - top, map_width, out_width, channels, out + y * out_width * channels);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out = relu?(secondary(primary(in)) + bias + residual?), out and residual (N, H', W', M, L), which may be the same memory.
+void igc_unit(float* out, const float* in, const float* primary, const float* secondary, const float* bias, const float* residual,
+              int64_t images, int64_t height, int64_t width, int64_t in_planes, int64_t planes, int64_t channels,
+              int64_t kernel, int64_t stride, int64_t dilation, int64_t relu, int64_t threads) {
+    const int64_t L = channels, row = ceil_div(L, 16) * 16;
+    const Primary p = {height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, L, kernel, stride, dilation,
+                       in, primary, nullptr};
+    const int64_t pixels = images * p.out_height * p.out_width;
+    const Split s = split(pixels, planes, L, in_planes * kernel * kernel, threads);
+    const int64_t most = ceil_div(pixels, s.tiles), part = ceil_div(ceil_div(L, s.parts), 64) * 64;
+    parallel(threads, s.tiles * s.parts * ceil_div(planes, s.group), [&](int64_t item) {
+        const int64_t tile = item % s.tiles, begin = tile * pixels / s.tiles, end = (tile + 1) * pixels / s.tiles;
+        const int64_t column = item / s.tiles % s.parts * part, first = item / s.tiles / s.parts * s.group;
+        const int64_t group = std::min(s.group, planes - first);
+        if (column >= L) return;
+        float* rows = scratch(s.group * most * row + L * LANES);
+        convolve(p, begin, end, first, group, {rows, row, most * row});
+        for (int64_t j = 0; j < group; ++j) {
+            const int64_t plane = first + j, at = begin * planes * L + plane * L;
+            const Product product = {rows + j * most * row, row, 1, 0, L, secondary + plane * L * L, L, bias + plane * L,
+                                     residual ? residual + at : nullptr, out + at, planes * L, relu != 0};
+            multiply(product.at(0, column), end - begin, std::min(part, L - column), rows + s.group * most * row);
+        }
+    });
+}
+
+// out = projection(in) + bias, out (N, H', W', M, L): the shortcut where the width or the stride changes.
+void igc_projection(float* out, const float* in, const float* projection, const float* bias, int64_t images, int64_t height,
+                    int64_t width, int64_t in_planes, int64_t planes, int64_t channels, int64_t stride, int64_t threads) {
+    const Primary p = {height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, channels, 1, stride, 1,
+                       in, projection, bias};
+    const int64_t rows = images * p.out_height, pixel = planes * channels;
+    parallel(threads, rows, [&](int64_t row) {
+        convolve(p, row * p.out_width, (row + 1) * p.out_width, 0, planes, {out + row * p.out_width * pixel, pixel, channels});
+    });
+}
+
+// out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).
+void igc_stem(float* out, const float* in, const float* weight, const float* bias, int64_t images, int64_t in_channels, int64_t height,
+              int64_t width, int64_t in_image, int64_t in_channel, int64_t in_row, int64_t in_column, int64_t channels, int64_t threads) {
+    const int64_t out_height = ceil_div(ceil_div(height, STEM_STRIDE), POOL_STRIDE);
+    const int64_t out_width = ceil_div(ceil_div(width, STEM_STRIDE), POOL_STRIDE);
+    // Few bands, for each computes a row its neighbour computes too, but two for a thread.
+    const int64_t bands = std::min(out_height, std::max(ceil_div(2 * threads, images), ceil_div(out_height, 16)));
+    parallel(threads, images * bands, [&](int64_t item) {
+        const int64_t image = item / bands, band = item % bands;
+        stem_rows({height, width, in_channels, in + image * in_image, in_row, in_column, in_channel}, weight, bias, channels,
+                  band * out_height / bands, (band + 1) * out_height / bands, out + image * out_height * out_width * channels);
+    });
+}
+
+}

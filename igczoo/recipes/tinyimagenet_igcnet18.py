@@ -1,0 +1,29 @@
+"""IGC-L100M2+Ident., depth 18, on Tiny-ImageNet-200, whose 64-pixel images grow to 128 pixels in training.
+
+    igczoo train tinyimagenet_igcnet18 --data DATA --bf16
+
+Cost: not run yet.
+On glibc, MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment spares the page faults.
+Result: top-1 on the 10,000 validation images: not run yet.
+"""
+from . import Recipe
+
+RECIPE = Recipe(
+    model='igcnet18',
+    num_classes=200,
+    stored_size=64,
+    input_size=128,
+    growth=((0.55, 64), (0.85, 96)),
+    mean=(122.460, 114.257, 101.363),   # measured on the 100,000 training images, grey ones as RGB
+    std=(70.491, 68.560, 71.805),
+    epochs=18,
+    batch_size=128,
+    lr=0.2,
+    warmup_epochs=1.5,
+    momentum=0.9,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    crop_padding=0,
+    min_area=0.35,
+    flip=True,
+)

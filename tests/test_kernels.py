@@ -1,0 +1,402 @@
+"""The fused operators compute the layers they stand for, on every path, and a machine that cannot compile them does without."""
+import ctypes
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igczoo import kernels
+from igczoo.layers import IGConv2d
+
+
+@contextmanager
+def use_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='session')
+def compiled():
+    if not kernels.load(build=True):
+        pytest.skip(kernels.why_not())
+
+
+# The layers and their planar form, by indices of this file's own ------------------------------------------------------------------------
+
+def planar(L, m):
+    """The channels of primary order, `[l][m]`, in planar order, `[m][l]`."""
+    return [m * channel + plane for plane in range(m) for channel in range(L)]
+
+
+def layer(L, m, M, k=3, stride=1, dilation=1):
+    """An IGConv2d with random weights, and (primary, secondary, bias) of the unit that computes it, all float64."""
+    conv = IGConv2d(m * L, M * L, L, k, stride, dilation, dtype=torch.float64).requires_grad_(False)
+    primary, secondary = torch.empty(M, m, k, k, L, dtype=torch.float64), torch.empty(M, L, L, dtype=torch.float64)
+    for j in range(M):
+        for channel in range(L):
+            for i in range(m):
+                primary[j, i, :, :, channel] = conv.primary.weight[channel * M + j, i]
+            secondary[j, channel] = conv.secondary.weight[j * L:(j + 1) * L, channel, 0, 0]
+    return conv, (primary, secondary, torch.randn(M, L, dtype=torch.float64))
+
+
+def expected_unit(conv, bias, x, m, residual=None, relu=True):
+    """The unit's output by the layer itself; x and the result in planar order."""
+    M, L = bias.shape
+    x_primary = torch.empty_like(x)
+    x_primary[:, planar(L, m)] = x
+    y = conv(x_primary)[:, planar(L, M)] + bias.view(M * L, 1, 1)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def image(*shape):
+    return torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+
+def single(tensors):
+    return [None if tensor is None else tensor.float() for tensor in tensors]
+
+
+def assert_close(found, expected):
+    """float32 against float64, relative to the largest value."""
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=3e-6 * (1 + expected.abs().max().item()))
+
+
+SHAPES = [  # L, m, M, k, stride, dilation, N, H, W
+    (100, 2, 2, 3, 1, 1, 1, 9, 11),
+    (100, 1, 2, 3, 1, 1, 3, 5, 4),
+    (24, 4, 8, 3, 2, 1, 2, 8, 8),
+    (24, 8, 8, 3, 1, 1, 1, 6, 6),
+    (16, 2, 1, 1, 1, 1, 1, 4, 4),
+    (17, 3, 4, 5, 1, 1, 2, 7, 3),
+    (3, 2, 3, 3, 2, 2, 1, 9, 9),
+    (1, 4, 4, 3, 1, 1, 3, 2, 3),
+    (1, 1, 1, 5, 3, 2, 1, 7, 5),
+    (44, 1, 3, 3, 1, 3, 1, 5, 6),
+    (200, 2, 2, 3, 1, 1, 1, 1, 1),
+    (264, 1, 2, 3, 2, 1, 1, 3, 5),
+]
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('kind', ['float64', 'float32'])
+def test_unit_is_the_layer(shape, kind, request):
+    L, m, M, k, stride, dilation, N, H, W = shape
+    torch.manual_seed(0)
+    conv, weights = layer(L, m, M, k, stride, dilation)
+    x = image(N, m * L, H, W)
+    residual = image(N, M * L, -(-H // stride), -(-W // stride))
+    for shortcut, relu in ((residual, True), (None, False)):
+        expected = expected_unit(conv, weights[2], x, m, shortcut, relu)
+        if kind == 'float64':
+            found = kernels.unit(x, *weights, shortcut, relu, stride, dilation)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        else:
+            request.getfixturevalue('compiled')
+            assert_close(kernels.unit(*single((x, *weights, shortcut)), relu, stride, dilation), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    L=st.integers(1, 70), m=st.integers(1, 4), M=st.integers(1, 4), k=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3),
+    dilation=st.integers(1, 3), N=st.integers(1, 3), H=st.integers(1, 12), W=st.integers(1, 12), threads=st.integers(1, 5),
+    seed=st.integers(0, 2 ** 31))
+def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W, threads, seed):
+    torch.manual_seed(seed)
+    x, primary, secondary, bias = image(N, m * L, H, W), torch.randn(M, m, k, k, L), torch.randn(M, L, L), torch.randn(M, L)
+    weights = [tensor.double() for tensor in (primary, secondary, bias)]
+    expected = kernels.torch_unit(x, *weights, None, True, stride, dilation)
+    with use_threads(threads):
+        assert_close(kernels.unit(*single((x, *weights)), None, True, stride, dilation), expected)
+
+
+@pytest.mark.parametrize(('m', 'stride', 'N'), [(2, 1, 3), (1, 2, 3), (1, 1, 1), (4, 2, 2)])
+@pytest.mark.parametrize('kind', ['float64', 'float32'])
+def test_block_is_its_layers(m, stride, N, kind, request):
+    torch.manual_seed(0)
+    L, M = 20, 2
+    conv1, weights1 = layer(L, m, M, stride=stride, dilation=2)
+    conv2, weights2 = layer(L, M, M, dilation=3)
+    x = image(N, m * L, 9, 7)
+    projection, bias = (None, None) if (m, stride) == (M, 1) else (
+        torch.randn(M, m, L, dtype=torch.float64), torch.randn(M, L, dtype=torch.float64))
+    shortcut = x
+    if projection is not None:
+        planes = x[:, :, ::stride, ::stride].unflatten(1, (m, L))
+        shortcut = torch.einsum('jil,nilyx->njlyx', projection, planes).flatten(1, 2) + bias.view(M * L, 1, 1)
+    y = expected_unit(conv1, weights1[2], x, m)
+    expected = expected_unit(conv2, weights2[2], y, M, shortcut)
+    tensors = (x, *weights1, *weights2, projection, bias)
+    if kind == 'float64':
+        torch.testing.assert_close(kernels.residual_block(*tensors, stride, 2, 3), expected, rtol=1e-12, atol=1e-12)
+    else:
+        request.getfixturevalue('compiled')
+        assert_close(kernels.residual_block(*single(tensors), stride, 2, 3), expected)
+
+
+def some_unit(L=20, m=2, M=2, N=2, H=7, W=6, dtype=torch.float32):
+    torch.manual_seed(0)
+    _, weights = layer(L, m, M)
+    return [tensor.to(dtype) for tensor in (image(N, m * L, H, W), *weights)]
+
+
+def some_block(N=5, projected=True):
+    x, *weights1 = single(some_unit(N=N))
+    _, *weights2 = single(some_unit(N=N))
+    return [x, *weights1, *weights2, *((torch.randn(2, 2, 20), torch.randn(2, 20)) if projected else (None, None))]
+
+
+# What holds besides ---------------------------------------------------------------------------------------------------------------------
+
+def test_residual_may_be_the_output(compiled):
+    x, *weights = some_unit(L=37)
+    residual = image(2, 74, 7, 6).float()
+    expected = kernels.unit(x, *weights, residual)
+    kernels._run_unit(residual, x, *weights, residual, True, 1, 1)
+    assert torch.equal(residual, expected)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_nan_comes_through(compiled, value):
+    x, *weights = some_unit(L=18)
+    x[1, 3, 2, 5] = value
+    found, expected = kernels.unit(x, *weights), kernels.torch_unit(x, *weights)
+    assert found.isnan().any() or found.isinf().any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize('projected', [True, False])
+def test_chunks_change_nothing(compiled, monkeypatch, projected):
+    tensors = some_block(projected=projected)
+    whole = kernels.residual_block(*tensors)
+    for images in (1, 2):
+        monkeypatch.setattr(kernels, 'CHUNK_BYTES', images * 40 * 7 * 6 * 4)
+        assert torch.equal(kernels.residual_block(*tensors), whole)
+
+
+def test_threads_and_batches_change_no_bit(compiled):
+    x, *weights = some_unit(L=132, N=3, H=9, W=13)
+    expected = kernels.unit(x, *weights)
+    for threads in (1, 2, 3, 16):
+        with use_threads(threads):
+            assert torch.equal(kernels.unit(x, *weights), expected)
+    assert torch.equal(torch.cat([kernels.unit(one, *weights) for one in x.split(1)]), expected)
+
+
+def test_any_memory_format_and_an_empty_batch(compiled):
+    x, primary, secondary, bias = some_unit()
+    expected = kernels.unit(x, primary, secondary, bias)
+    scattered = primary.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    assert torch.equal(kernels.unit(x.contiguous(), scattered, secondary, bias), expected)
+    assert torch.equal(kernels.unit(x[:, :, 2:5], primary, secondary, bias), kernels.unit(x[:, :, 2:5].clone(), primary, secondary, bias))
+    assert kernels.unit(x[:0], primary, secondary, bias).shape == (0, 40, 7, 6)
+
+
+def test_bfloat16_is_left_to_torch(compiled):
+    tensors = some_unit(dtype=torch.bfloat16)
+    assert torch.equal(kernels.unit(*tensors), kernels.torch_unit(*tensors))
+
+
+def test_misfits_are_named():
+    x, primary, secondary, bias = some_unit()
+    with pytest.raises(ValueError, match=r'x has 20 channels.* they must be 40, \(2, 20, 20\) and \(2, 20\)'):
+        kernels.unit(x[:, :20], primary, secondary, bias)
+    with pytest.raises(ValueError, match=r'primary \(2, 2, 3, 2, 20\); they must be .*k odd'):
+        kernels.unit(x, primary[:, :, :, :2], secondary, bias)
+    with pytest.raises(ValueError, match=r"residual is \(2, 40, 6, 6\); it must have the output's shape, \(2, 40, 7, 6\)"):
+        kernels.unit(x, primary, secondary, bias, x[:, :, :6])
+    with pytest.raises(ValueError, match='stride is 0'):
+        kernels.unit(x, primary, secondary, bias, None, True, 0)
+    block = some_block(N=2)
+    with pytest.raises(ValueError, match=r'the output \(2, 40, 4, 3\); where they differ, a projection must be given'):
+        kernels.residual_block(*block[:7], None, None, 2)
+    with pytest.raises(ValueError, match=r'projection is \(1, 2, 20\) and its bias \(2, 20\); .* \(2, 2, 20\) and \(2, 20\)'):
+        kernels.residual_block(*block[:7], block[7][:1], block[8])
+
+
+# As operators of torch ------------------------------------------------------------------------------------------------------------------
+
+def require_grad(tensors):
+    return [tensor if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')     # opcheck itself reads it
+def test_operators_are_well_formed(compiled):
+    residual = torch.randn(2, 40, 7, 6)
+    for gradients in (list, require_grad):
+        torch.library.opcheck(kernels.unit, gradients([*some_unit(), residual]))
+        torch.library.opcheck(kernels.residual_block, gradients(some_block(N=2)))
+
+
+@pytest.mark.parametrize('projected', [True, False])
+def test_gradients_are_those_of_the_reference(compiled, projected):
+    found, expected = require_grad(some_block(projected=projected)), require_grad(some_block(projected=projected))
+    kernels.residual_block(*found).square().sum().backward()
+    kernels.torch_residual_block(*expected).square().sum().backward()
+    for one, other in zip(found, expected, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max().item())
+
+
+def test_gradients_of_first_and_second_order():
+    unit = require_grad([*some_unit(L=2, N=1, H=3, W=2, dtype=torch.float64), image(1, 4, 3, 2)])
+    assert torch.autograd.gradcheck(kernels.unit, (*unit, False))
+    assert torch.autograd.gradgradcheck(kernels.unit, (*unit, False))
+
+
+class Block(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(tensors[1:])
+
+    def forward(self, x):
+        return kernels.residual_block(x, *self.weights)
+
+
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_compiled_in_one_graph(compiled, backend):
+    tensors = some_block()
+    module = Block(tensors).requires_grad_(False)
+    torch.compiler.reset()
+    found = torch.compile(module, backend=backend, fullgraph=True)(tensors[0])
+    assert torch.equal(found, module(tensors[0]))
+
+
+def test_exported(compiled):
+    tensors = some_block()
+    module = Block(tensors).requires_grad_(False).eval()
+    program = torch.export.export(module, (tensors[0],), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    assert 'igczoo.residual_block' in str(program.graph)
+    assert torch.equal(program.module()(tensors[0][:2]), module(tensors[0][:2]))
+
+
+# Compiling it ---------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def unloaded(monkeypatch, tmp_path):
+    """As in a new process with an empty cache, which is returned."""
+    monkeypatch.setattr(kernels, '_kernel', None)
+    monkeypatch.setattr(kernels, '_why_not', '')
+    monkeypatch.setattr(kernels, 'FLAGS', ('-std=c++17', '-O0', '-fPIC', '-shared'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    kernels._try.cache_clear()
+    yield tmp_path / 'igczoo' / 'kernels'
+    kernels._try.cache_clear()
+
+
+def assert_works_without():
+    assert '\n' not in kernels.why_not()
+    tensors = some_unit()
+    assert torch.equal(kernels.unit(*tensors), kernels.torch_unit(*tensors))
+
+
+def test_nothing_is_compiled_unasked(compiled, unloaded):
+    assert not kernels.load(build=False)
+    assert 'is not there yet; igczoo.kernels.load(build=True) compiles it' in kernels.why_not()
+    assert not unloaded.exists()
+    assert_works_without()
+
+
+def test_compiled_once_and_found_again(compiled, unloaded, monkeypatch):
+    assert kernels.load(build=True)
+    assert kernels.why_not() == ''
+    assert len(list(unloaded.iterdir())) == 1
+    monkeypatch.setattr(kernels, '_kernel', None)
+    monkeypatch.setattr(kernels, '_compile', None)
+    kernels._try.cache_clear()
+    assert kernels.load(build=False)
+    tensors = some_unit()
+    torch.testing.assert_close(kernels.unit(*tensors), kernels.torch_unit(*tensors), rtol=1e-4, atol=1e-4)
+
+
+def test_a_damaged_library_is_named(compiled, unloaded):
+    kernels.load(build=False)
+    library = Path(kernels.why_not().split(' is not there')[0])
+    library.parent.mkdir(parents=True)
+    library.write_text('no library')
+    assert not kernels.load(build=True)
+    assert f'the compiled kernel does not load: {library}' in kernels.why_not()
+    assert_works_without()
+
+
+def test_a_cache_that_cannot_be_written(compiled, unloaded, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    assert kernels.load(build=True), kernels.why_not()
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize(('compiler', 'reason'), [
+    ('no-such-compiler -O1', "the compiler that CXX names, 'no-such-compiler', is not there"),
+    ('false', "CalledProcessError: Command '['false', '--version']'"),
+    ('echo', 'the compiled kernel does not load'),
+])
+def test_a_compiler_that_does_not_work(unloaded, monkeypatch, compiler, reason):
+    monkeypatch.setenv('CXX', compiler)
+    assert not kernels.load(build=True)
+    assert reason in kernels.why_not()
+    assert not list(unloaded.glob('*'))
+    assert_works_without()
+
+
+def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):
+    monkeypatch.delenv('CXX', raising=False)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert not kernels.load(build=True)
+    assert 'no C++ compiler found' in kernels.why_not()
+    assert_works_without()
+
+
+def test_a_source_that_does_not_compile(compiled, unloaded, monkeypatch, tmp_path):
+    source = tmp_path / 'unit.cpp'
+    source.write_text('int main() { return undeclared; }')
+    monkeypatch.setattr(kernels, 'SOURCE', source)
+    assert not kernels.load(build=True)
+    assert 'could not compile the kernel (exit status 1)' in kernels.why_not()
+    assert 'undeclared' in kernels.why_not()
+    assert not list(unloaded.glob('*'))
+    assert_works_without()
+
+
+def test_a_library_without_threads(compiled, unloaded, monkeypatch, tmp_path):
+    source = tmp_path / 'unit.cpp'
+    source.write_text('extern "C" void no_such_function(); extern "C" void igc_unit() { no_such_function(); }')
+    monkeypatch.setattr(kernels, 'SOURCE', source)
+    assert not kernels.load(build=True)
+    assert 'undefined symbol: no_such_function' in kernels.why_not()
+    assert not list(unloaded.glob('*'))
+
+
+def test_two_processes_at_once(compiled, tmp_path):
+    code = 'import sys; sys.path.insert(0, sys.argv[1]); from igczoo import kernels; ' \
+           'kernels.FLAGS = ("-std=c++17", "-O0", "-fPIC", "-shared"); print(kernels.load(build=True), kernels.why_not())'
+    command = [sys.executable, '-c', code, str(kernels.SOURCE.parents[2])]
+    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path)}
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ['True \n'] * 2
+    library, = (tmp_path / 'igczoo' / 'kernels').iterdir()
+    assert ctypes.CDLL(str(library)).igc_unit
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads the list of loaded libraries from /proc')
+def test_threads_are_those_of_torch(compiled):
+    before = _openmp_libraries()
+    with use_threads(2):
+        kernels.unit(*some_unit())
+    assert _openmp_libraries() == before and len(before) == 1
+
+
+def _openmp_libraries():
+    with open('/proc/self/maps') as maps:
+        paths = {line.split()[-1] for line in maps if '/' in line}
+    return {path for path in paths if any(name in os.path.basename(path) for name in ('libgomp', 'libomp', 'libiomp'))}
