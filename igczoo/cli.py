@@ -171,12 +171,13 @@ def _shortened(card: Card) -> str:
 
 
 def _load(name: str, device: str, deploy: bool | None) -> Classifier:
-    """A classifier, deployed; with None, where its model can be deployed."""
+    """A classifier, deployed; with None, where its model can be deployed, and without compiling a kernel for it."""
     from .classifier import Classifier, load
+    from .deployment import deploy as deployed
     classifier = load(name, device, deploy=bool(deploy))
     if deploy is None:
         with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
-            return Classifier(classifier.model, classifier.preprocess, classifier.labels, deploy=True)
+            return Classifier(deployed(classifier.model, build=False), classifier.preprocess, classifier.labels)
     return classifier
 
 

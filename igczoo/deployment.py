@@ -44,13 +44,15 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
     kernels.load(build=build and not portable)
     model = copy.deepcopy(model)
     choose = partial(by_rule, portable=portable) if example is None else _by_measurement(model, example, portable)
-    _replace_parts(model, choose)
+    _replace_parts(model, choose, fuse_stem=kernels.load(build=False) and not portable)
     return model
 
 
-def _replace_parts(parent: nn.Module, choose: Choose) -> None:
+def _replace_parts(parent: nn.Module, choose: Choose, fuse_stem: bool) -> None:
     if isinstance(parent, IGCNet):
         parent.grad_checkpointing = False
+        if fuse_stem and isinstance(parent.pool, nn.MaxPool2d) and type(parent.stem.act) is nn.ReLU:
+            parent.__class__ = FusedStemIGCNet
     if isinstance(parent, FeatureDictNet) and 'stem_bn' in parent:      # timm has taken the stem apart
         parent['stem_conv'] = fuse_conv_bn_eval(parent['stem_conv'], parent['stem_bn'])
         parent['stem_bn'] = nn.Identity()
@@ -64,7 +66,7 @@ def _replace_parts(parent: nn.Module, choose: Choose) -> None:
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
         else:
-            _replace_parts(child, choose)
+            _replace_parts(child, choose, fuse_stem)
 
 
 def forms_used(model: nn.Module) -> dict[str, str]:
@@ -98,6 +100,16 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
         return min(forms_of(layer, portable), key=lambda name: seconds(FORMS[name](layer), x))
 
     return choose
+
+
+class FusedStemIGCNet(IGCNet):
+    """An IGCNet whose stem and max-pool are one operator, except where the stem's own output is asked for."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if not isinstance(self.pool, nn.MaxPool2d):     # pruned away
+            return super().forward_features(x)
+        conv = self.stem.conv
+        return self.stages(kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias))     # (7, 7, in_chans, C)
 
 
 class DeployedStage(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .layers import interleave
-from .planes import convolve_planes
+from .planes import convolve_rotated, rotated_kernels
 
 __all__ = ['FORMS', 'Folded', 'Fused', 'forms_of', 'is_planar']
 
@@ -53,13 +53,14 @@ class Planar(nn.Module):
         super().__init__()
         M, L = layer.bias.shape
         self.stride, self.dilation = layer.stride, layer.dilation
-        self.primary = _constant(layer.primary)
+        self.M = M
+        self.primary = _constant(rotated_kernels(layer.primary))
         self.secondary = _constant(layer.secondary.transpose(1, 2).reshape(M * L, L, 1, 1))
         self.bias = _constant(layer.bias.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = convolve_planes(x, self.primary, self.stride, self.dilation)
-        return F.conv2d(x, self.secondary, self.bias, groups=len(self.primary))
+        x = convolve_rotated(x, self.primary, self.M, self.stride, self.dilation)
+        return F.conv2d(x, self.secondary, self.bias, groups=self.M)
 
 
 class Fused(nn.Module):

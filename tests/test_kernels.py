@@ -144,6 +144,27 @@ def test_block_is_its_layers(m, stride, N, kind, request):
         assert_close(kernels.residual_block(*single(tensors), stride, 2, 3), expected)
 
 
+@pytest.mark.parametrize('shape', [(1, 3, 224, 50, 100), (3, 3, 37, 41, 24), (2, 1, 8, 9, 3), (1, 4, 1, 1, 17), (2, 3, 5, 64, 9)])
+@pytest.mark.parametrize('kind', ['float64', 'float32'])
+def test_stem_is_convolution_and_pooling(shape, kind, request):
+    N, c, H, W, C = shape
+    torch.manual_seed(0)
+    conv, pool = torch.nn.Conv2d(c, C, 7, 2, 3, dtype=torch.float64).requires_grad_(False), torch.nn.MaxPool2d(3, 2, 1)
+    for x in (image(N, c, H, W), torch.randn(N, c, H, W, dtype=torch.float64), image(N, c, H, 2 * W)[..., ::2]):
+        expected = pool(conv(x).relu())
+        tensors = (x, conv.weight.permute(2, 3, 1, 0), conv.bias)
+        if kind == 'float64':
+            torch.testing.assert_close(kernels.stem(*tensors), expected, rtol=1e-12, atol=1e-12)
+        else:
+            request.getfixturevalue('compiled')
+            assert_close(kernels.stem(*single(tensors)), expected)
+
+
+def some_stem(N=2):
+    torch.manual_seed(0)
+    return [torch.randn(N, 3, 45, 38), torch.randn(7, 7, 3, 20), torch.randn(20)]
+
+
 def some_unit(L=20, m=2, M=2, N=2, H=7, W=6, dtype=torch.float32):
     torch.manual_seed(0)
     _, weights = layer(L, m, M)
@@ -173,6 +194,11 @@ def test_nan_comes_through(compiled, value):
     found, expected = kernels.unit(x, *weights), kernels.torch_unit(x, *weights)
     assert found.isnan().any() or found.isinf().any()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    x, weight, bias = some_stem()
+    x[1, 2, 20, 20] = value
+    found, expected = kernels.stem(x, weight, bias), kernels.torch_stem(x, weight, bias)
+    assert found.isnan().any() or found.isinf().any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize('projected', [True, False])
@@ -191,6 +217,11 @@ def test_threads_and_batches_change_no_bit(compiled):
         with use_threads(threads):
             assert torch.equal(kernels.unit(x, *weights), expected)
     assert torch.equal(torch.cat([kernels.unit(one, *weights) for one in x.split(1)]), expected)
+    stem = some_stem()
+    expected = kernels.stem(*stem)
+    for threads in (2, 7):
+        with use_threads(threads):
+            assert torch.equal(kernels.stem(*stem), expected)
 
 
 def test_any_memory_format_and_an_empty_batch(compiled):
@@ -200,6 +231,7 @@ def test_any_memory_format_and_an_empty_batch(compiled):
     assert torch.equal(kernels.unit(x.contiguous(), scattered, secondary, bias), expected)
     assert torch.equal(kernels.unit(x[:, :, 2:5], primary, secondary, bias), kernels.unit(x[:, :, 2:5].clone(), primary, secondary, bias))
     assert kernels.unit(x[:0], primary, secondary, bias).shape == (0, 40, 7, 6)
+    assert kernels.stem(*some_stem(N=0)).shape == (0, 20, 12, 10)
 
 
 def test_bfloat16_is_left_to_torch(compiled):
@@ -222,6 +254,8 @@ def test_misfits_are_named():
         kernels.residual_block(*block[:7], None, None, 2)
     with pytest.raises(ValueError, match=r'projection is \(1, 2, 20\) and its bias \(2, 20\); .* \(2, 2, 20\) and \(2, 20\)'):
         kernels.residual_block(*block[:7], block[7][:1], block[8])
+    with pytest.raises(ValueError, match=r'x is \(2, 3, 45, 38\), weight \(7, 7, 2, 20\)'):
+        kernels.stem(some_stem()[0], torch.randn(7, 7, 2, 20), torch.randn(20))
 
 
 # As operators of torch ------------------------------------------------------------------------------------------------------------------
@@ -236,6 +270,7 @@ def test_operators_are_well_formed(compiled):
     for gradients in (list, require_grad):
         torch.library.opcheck(kernels.unit, gradients([*some_unit(), residual]))
         torch.library.opcheck(kernels.residual_block, gradients(some_block(N=2)))
+        torch.library.opcheck(kernels.stem, gradients(some_stem()))
 
 
 @pytest.mark.parametrize('projected', [True, False])

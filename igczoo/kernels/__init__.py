@@ -7,9 +7,10 @@ returns is in channels_last memory. BatchNorm is folded into the weights:
     secondary   (M, L, L)         plane, input channel, output channel: one matrix a plane
     bias        (M, L)
     projection  (M, m, L)         output plane, input plane, channel: the 1x1 shortcut where width or stride changes
+    stem        (7, 7, c, C)      kernel row and column, channel of the image, channel of the stem
 
-The kernel takes float32 on a CPU, once `load` has returned True; everything else, and every gradient, is computed by `torch_unit` and
-`torch_residual_block`, which define what the operators mean.
+The kernel takes float32 on a CPU, once `load` has returned True; everything else, and every gradient, is computed by `torch_unit`,
+`torch_residual_block` and `torch_stem`, which define what the operators mean.
 """
 import ctypes
 import functools
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from ..planes import convolve_planes
 
-__all__ = ['load', 'residual_block', 'torch_residual_block', 'torch_unit', 'unit', 'why_not']
+__all__ = ['load', 'residual_block', 'stem', 'torch_residual_block', 'torch_stem', 'torch_unit', 'unit', 'why_not']
 
 CHUNK_BYTES = 2 * 1024 ** 2     # of the map between the two units of a block: what stays in the cache until the second has read it
 
@@ -50,7 +51,7 @@ def torch_unit(
     matrices = secondary.transpose(1, 2).reshape(M * L, L, 1, 1)
     y = F.conv2d(y, matrices, bias.flatten(), groups=M)
     y = y if residual is None else y + residual
-    return (F.relu(y) if relu else y).contiguous(memory_format=torch.channels_last)
+    return _nhwc(F.relu(y) if relu else y)
 
 
 def torch_residual_block(
@@ -63,6 +64,16 @@ def torch_residual_block(
         M, m, L = projection.shape
         x = convolve_planes(x, projection.view(M, m, 1, 1, L), stride) + projection_bias.view(M * L, 1, 1)
     return torch_unit(y, primary2, secondary2, bias2, x, True, 1, dilation2)
+
+
+def torch_stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What `stem` computes, likewise."""
+    y = F.conv2d(_nhwc(x), weight.permute(3, 2, 0, 1), bias, stride=2, padding=3)
+    return _nhwc(F.max_pool2d(F.relu(y), 3, 2, 1))
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # The operators ------------------------------------------------------------------------------------------------------------------------
@@ -139,6 +150,29 @@ def residual_block(
     return out
 
 
+@torch.library.custom_op('igczoo::stem', mutates_args=())
+def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The stem of the ImageNet nets: max_pool(relu(conv(x) + bias)), 7x7 with stride 2 and padding 3, then 3x3 with stride 2 and padding 1.
+
+    Args:
+        x: images (N, c, H, W), in any memory format.
+        weight: (7, 7, c, C).
+        bias: (C,).
+
+    Returns:
+        (N, C, H', W') with H' = ceil(H / 4), in channels_last memory.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    shape = _stem_shape(x, weight, bias)
+    if not _fits_kernel(x, weight, bias):
+        return torch_stem(x, weight, bias)
+    out = torch.empty(shape, memory_format=torch.channels_last)
+    _run_stem(out, x, weight, bias)
+    return out
+
+
 @unit.register_fake
 def _(x, primary, secondary, bias, residual=None, relu=True, stride=1, dilation=1):
     shape = _unit_shape('unit', x.shape, primary, secondary, bias, stride, dilation)
@@ -149,6 +183,11 @@ def _(x, primary, secondary, bias, residual=None, relu=True, stride=1, dilation=
 def _(x, *args):
     _, shape = _block_shapes(x, *args)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@stem.register_fake
+def _(x, weight, bias):
+    return torch.empty(_stem_shape(x, weight, bias), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _unit_shape(name: str, x_shape, primary: Tensor, secondary: Tensor, bias: Tensor, stride: int, dilation: int) -> tuple[int, ...]:
@@ -183,6 +222,14 @@ def _block_shapes(x, primary1, secondary1, bias1, primary2, secondary2, bias2, p
     return middle, shape
 
 
+def _stem_shape(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[int, ...]:
+    """The shape of the stem's output, likewise."""
+    if x.dim() != 4 or weight.dim() != 4 or weight.shape[:3] != (7, 7, x.shape[1]) or bias.shape != weight.shape[3:]:
+        raise ValueError(f'stem: x is {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must be '
+                         f'(N, c, H, W), (7, 7, c, C) and (C,)')
+    return x.shape[0], weight.shape[3], -(-x.shape[2] // 4), -(-x.shape[3] // 4)
+
+
 def _differentiate(operator, reference: Callable[..., Tensor], num_tensors: int) -> None:
     """Give an operator, whose first arguments are tensors, the gradients of its reference, computed anew in the backward pass."""
     def setup_context(ctx, inputs, output):
@@ -203,6 +250,7 @@ def _differentiate(operator, reference: Callable[..., Tensor], num_tensors: int)
 
 _differentiate(unit, torch_unit, 5)
 _differentiate(residual_block, torch_residual_block, 9)
+_differentiate(stem, torch_stem, 3)
 
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
@@ -210,10 +258,6 @@ _differentiate(residual_block, torch_residual_block, 9)
 def _fits_kernel(*tensors: Tensor | None) -> bool:
     return _kernel is not None and all(
         tensor is None or (tensor.dtype is torch.float32 and tensor.is_cpu) for tensor in tensors)
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _run_unit(
@@ -239,11 +283,18 @@ def _run_projection(out: Tensor, x: Tensor, projection: Tensor, bias: Tensor, st
                                torch.get_num_threads())
 
 
+def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    weight, bias = weight.contiguous(), bias.contiguous()
+    if out.numel():
+        _kernel.igc_stem(out.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *x.shape, *x.stride(), len(bias),
+                         torch.get_num_threads())
+
+
 # Compiling it -------------------------------------------------------------------------------------------------------------------------
 
 SOURCE = Path(__file__).with_name('unit.cpp')
 # No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
-FLAGS = ('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
+FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
 
 _lock = threading.Lock()
 _kernel: ctypes.CDLL | None = None
@@ -351,4 +402,5 @@ def _library(path: Path) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 6 + [size] * 11, None
     library.igc_projection.argtypes, library.igc_projection.restype = [pointer] * 4 + [size] * 8, None
+    library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
     return library

@@ -74,7 +74,7 @@ inline void with_constant(int64_t value, const Run& run) {
 
 // Calls run with the numbers of lanes to take channels by, from the widest vectors down to single channels.
 template <class Run>
-inline void over_lanes(const Run& run) {
+__attribute__((always_inline)) inline void over_lanes(const Run& run) {
     run(std::integral_constant<int, LANES>{});
     if constexpr (LANES > 8) run(std::integral_constant<int, 8>{});
     if constexpr (LANES > 4) run(std::integral_constant<int, 4>{});
@@ -200,7 +200,7 @@ __attribute__((always_inline)) inline void convolve_channels(
 template <int planes, int run, bool window>
 __attribute__((noinline)) void convolve_run(const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
     int64_t c = 0;
-    over_lanes([&](auto lanes) {
+    over_lanes([&](auto lanes) __attribute__((always_inline)) {
         for (; c + lanes <= p.channels; c += lanes)
             convolve_channels<lanes, planes, run, window>(
                 p, in + c, weight + c, bias ? bias + c : nullptr, {target.out + c, target.pixel, target.plane}, rows, columns);
@@ -244,10 +244,10 @@ void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64
 // Secondary convolution -------------------------------------------------------------------------------------------------------------
 
 struct Product {
-    const float* rows;                                              // (pixels, depth), each in pieces of equal length
-    int64_t row, pieces, piece;                                     // floats from one row to the next; from one piece to the next
-    int64_t depth;
-    const float* weight;                                            // (depth, columns)
+    const float* rows;                                              // (pixels, pieces, length)
+    int64_t row, piece;                                             // floats from one of them to the next
+    int64_t pieces, length;
+    const float* weight;                                            // (pieces, length, columns)
     int64_t step;                                                   // floats from one of its rows to the next
     const float* bias;                                              // (columns)
     const float* residual;                                          // where `out` has its numbers, or null
@@ -255,22 +255,25 @@ struct Product {
     int64_t pixel;                                                  // floats from one of them to the next
     bool relu;
 
-    Product at(int64_t pixels, int64_t columns) const {
-        Product p = *this;
-        const int64_t offset = pixels * pixel + columns;
-        p.rows += pixels * row;
-        p.weight += columns;
-        p.bias += columns;
-        p.out += offset;
-        if (residual) p.residual += offset;
-        return p;
+    void skip_pixels(int64_t pixels) {
+        rows += pixels * row;
+        out += pixels * pixel;
+        if (residual) residual += pixels * pixel;
+    }
+    void skip_columns(int64_t columns) {
+        weight += columns;
+        bias += columns;
+        out += columns;
+        if (residual) residual += columns;
     }
 };
 
 // `height` pixels by `vectors` vectors of N columns; of a single vector perhaps only `count` columns are there.
 template <int N, int height, int vectors>
 __attribute__((noinline)) void multiply_block(const Product& p, int count) {
+#pragma GCC unroll 6
     for (int h = 0; h < height; ++h)
+#pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             __builtin_prefetch(p.out + h * p.pixel + v * N, 1);
             if (p.residual) __builtin_prefetch(p.residual + h * p.pixel + v * N);
@@ -279,7 +282,7 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
     const float* weight = p.weight;
     for (int64_t piece = 0; piece < p.pieces; ++piece) {
         const float* rows = p.rows + piece * p.piece;
-        for (int64_t k = 0, length = p.depth / p.pieces; k < length; ++k, weight += p.step) {
+        for (int64_t k = 0; k < p.length; ++k, weight += p.step) {
             Vector<N> w[vectors];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) w[v] = load<N>(weight + v * N);
@@ -305,10 +308,10 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
 }
 
 template <int N, int vectors>
-void multiply_rows(const Product& p, int64_t pixels, int count) {
-    for (int64_t done = 0, height; done < pixels; done += height) {
-        height = ceil_div(pixels - done, ceil_div(pixels - done, ROWS));
-        with_constant<ROWS>(height, [&](auto height) { multiply_block<N, height, vectors>(p.at(done, 0), count); });
+void multiply_rows(Product p, int64_t pixels, int count) {
+    for (int64_t height; pixels > 0; pixels -= height, p.skip_pixels(height)) {
+        height = ceil_div(pixels, ceil_div(pixels, ROWS));
+        with_constant<ROWS>(height, [&](auto height) { multiply_block<N, height, vectors>(p, count); });
     }
 }
 
@@ -316,24 +319,22 @@ void multiply_rows(const Product& p, int64_t pixels, int count) {
 template <int N>
 void multiply_last(Product p, int64_t pixels, int count, float* copy) {
     if (count < N) {
-        for (int64_t k = 0; k < p.depth; ++k) store<N>(copy + k * N, load_some<N>(p.weight + k * p.step, count));
+        for (int64_t k = 0; k < p.pieces * p.length; ++k) store<N>(copy + k * N, load_some<N>(p.weight + k * p.step, count));
         p.weight = copy;
         p.step = N;
     }
     multiply_rows<N, 1>(p, pixels, count);
 }
 
-// All columns of all pixels. `copy` has room for (depth, LANES).
-void multiply(const Product& p, int64_t pixels, int64_t columns, float* copy) {
-    int64_t column = 0;
-    for (int64_t left, vectors; (left = (columns - column) / LANES); column += vectors * LANES) {
-        vectors = ceil_div(left, ceil_div(left, VECTORS));
-        with_constant<VECTORS>(vectors, [&](auto vectors) { multiply_rows<LANES, vectors>(p.at(0, column), pixels, LANES); });
+// All columns of all pixels. `copy` has room for (pieces, length, LANES).
+void multiply(Product p, int64_t pixels, int64_t columns, float* copy) {
+    for (int64_t vectors; columns >= LANES; columns -= vectors * LANES, p.skip_columns(vectors * LANES)) {
+        vectors = ceil_div(columns / LANES, ceil_div(columns / LANES, VECTORS));
+        with_constant<VECTORS>(vectors, [&](auto vectors) { multiply_rows<LANES, vectors>(p, pixels, LANES); });
     }
-    const int count = columns - column;
-    if (count > 8) multiply_last<LANES>(p.at(0, column), pixels, count, copy);
-    else if (count > 4) multiply_last<std::min(LANES, 8)>(p.at(0, column), pixels, count, copy);
-    else if (count > 0) multiply_last<4>(p.at(0, column), pixels, count, copy);
+    if (columns > 8) multiply_last<LANES>(p, pixels, columns, copy);
+    else if (columns > 4) multiply_last<std::min(LANES, 8)>(p, pixels, columns, copy);
+    else if (columns > 0) multiply_last<4>(p, pixels, columns, copy);
 }
 
 // Shares of the work ----------------------------------------------------------------------------------------------------------------
@@ -412,8 +413,8 @@ void stem_rows(const Image& image, const float* weight, const float* bias, int64
     const int64_t last = std::min((end - 1) * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
     const int64_t columns = (map_width - 1) * STEM_STRIDE + STEM_KERNEL, copy_row = columns * image.channels;
     const int64_t copy_begin = first * STEM_STRIDE - STEM_PADDING, copy_end = (last - 1) * STEM_STRIDE - STEM_PADDING + STEM_KERNEL;
-    const int64_t depth = STEM_KERNEL * STEM_KERNEL * image.channels;
-    float* ring = scratch(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + depth * LANES);
+    const int64_t piece = STEM_KERNEL * image.channels;
+    float* ring = scratch(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + STEM_KERNEL * piece * LANES);
     float* copy = ring + POOL_KERNEL * map_row;
     float* last_columns = copy + (copy_end - copy_begin) * copy_row;
     copy_padded(image, copy_begin, copy_end, columns, copy);
@@ -421,7 +422,7 @@ void stem_rows(const Image& image, const float* weight, const float* bias, int64
         const int64_t top = std::max<int64_t>(y * POOL_STRIDE - POOL_PADDING, 0);
         const int64_t bottom = std::min(y * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
         for (; map_y < bottom; ++map_y)
-            multiply({copy + (map_y - first) * STEM_STRIDE * copy_row, STEM_STRIDE * image.channels, STEM_KERNEL, copy_row, depth, weight,
+            multiply({copy + (map_y - first) * STEM_STRIDE * copy_row, STEM_STRIDE * image.channels, copy_row, STEM_KERNEL, piece, weight,
                       channels, bias, nullptr, ring + map_y % POOL_KERNEL * map_row, channels, true},
                      map_width, channels, last_columns);
         const float* rows[POOL_KERNEL];
@@ -453,9 +454,10 @@ void igc_unit(float* out, const float* in, const float* primary, const float* se
         convolve(p, begin, end, first, group, {rows, row, most * row});
         for (int64_t j = 0; j < group; ++j) {
             const int64_t plane = first + j, at = begin * planes * L + plane * L;
-            const Product product = {rows + j * most * row, row, 1, 0, L, secondary + plane * L * L, L, bias + plane * L,
-                                     residual ? residual + at : nullptr, out + at, planes * L, relu != 0};
-            multiply(product.at(0, column), end - begin, std::min(part, L - column), rows + s.group * most * row);
+            Product product = {rows + j * most * row, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
+                               residual ? residual + at : nullptr, out + at, planes * L, relu != 0};
+            product.skip_columns(column);
+            multiply(product, end - begin, std::min(part, L - column), rows + s.group * most * row);
         }
     });
 }
