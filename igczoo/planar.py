@@ -100,7 +100,8 @@ def _batch_norm(bn: nn.BatchNorm2d, x: Tensor, primary: int) -> Tensor:
     """Batch normalisation of planar channels by a module that keeps primary order."""
     order = torch.arange(bn.num_features, device=x.device).view(primary, -1).t().flatten()      # [l][m] -> [m][l]
     mean, var = bn.running_mean[order], bn.running_var[order]
-    y = F.batch_norm(x, mean, var, bn.weight[order], bn.bias[order], bn.training, bn.momentum, bn.eps)
+    momentum = 1 / (int(bn.num_batches_tracked) + 1) if bn.momentum is None else bn.momentum       # None: the mean over all batches
+    y = F.batch_norm(x, mean, var, bn.weight[order], bn.bias[order], bn.training, momentum, bn.eps)
     if bn.training:
         bn.running_mean[order], bn.running_var[order] = mean, var
         bn.num_batches_tracked += 1

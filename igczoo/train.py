@@ -17,6 +17,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from .augment import Augmentation
@@ -42,9 +43,10 @@ def train(
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
     Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and, at the end,
-    model.safetensors; the weights are those of the last epoch, whatever the evaluation split says. An epoch is evaluated at the size it
-    trains at. A run in ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate
-    rises to where the cosine of the longer run is by then, and so for the size.
+    model.safetensors: the weights of the last epoch, whatever the evaluation split says, with BatchNorm statistics measured anew over
+    all training images, augmented as in training. An epoch is evaluated at the size it trains at. A run in ``out`` of the same recipe
+    but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine of the longer run is by
+    then, and so for the size.
 
     Args:
         recipe: what to train.
@@ -114,6 +116,10 @@ def train(
         if rank == 0:
             _save(Path(out), settings, net, optimizer, log)
     if rank == 0:
+        torch.manual_seed(seed)
+        batches = torch.randperm(len(images)).split(recipe.batch_size)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
         weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
         _write(Path(out) / 'model.safetensors', lambda file: save_file(weights, file, metadata={'format': 'pt'}))
     if world > 1:

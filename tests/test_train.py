@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import igczoo.train
+from igczoo.images import open_split, stack_images
 from igczoo.recipes import Recipe, find_recipe, list_recipes
 from igczoo.train import _write, train
 
@@ -83,6 +84,14 @@ def test_planar_and_grouped_forms_learn_the_same(data, tmp_path):
     planar, grouped = (run(data, tmp_path / str(form), recipe, planar=form) for form in (True, False))
     for key, expected in grouped.items():
         torch.testing.assert_close(planar[key], expected, rtol=1e-3, atol=1e-4, msg=f'{key} differs')
+
+
+def test_statistics_are_those_of_the_training_images(data, tmp_path):
+    weights = run(data, tmp_path / 'out', dataclasses.replace(RECIPE, epochs=1, crop_padding=0, flip=False))
+    images, _ = stack_images(open_split(data, train=True), RECIPE.input_size)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (RECIPE.mean, RECIPE.std))
+    y = torch.nn.functional.conv2d((images - mean) / std, weights['stem.conv.weight'], padding=1)
+    torch.testing.assert_close(weights['stem.bn.running_mean'], y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_it_learns(data, tmp_path):

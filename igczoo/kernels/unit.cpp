@@ -286,6 +286,9 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
             Vector<N> w[vectors];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) w[v] = load<N>(weight + v * N);
+            // The next block's columns: a row of a wide weight is a page from the next, which the processor does not foresee by itself.
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) __builtin_prefetch(weight + (vectors + v) * N, 0, 2);
 #pragma GCC unroll 6
             for (int h = 0; h < height; ++h) {
                 const float x = rows[h * p.row + k];
@@ -384,7 +387,7 @@ void copy_padded(const Image& image, int64_t begin, int64_t end, int64_t columns
 
 template <int N>
 inline Vector<N> larger(Vector<N> a, Vector<N> b) {
-    return (b <= a) | (a != a) ? a : b;                             // NaN is the largest
+    return ((b <= a) | (a != a)) ? a : b;                           // NaN is the largest
 }
 
 // One row of the max-pool, from the map's rows it covers.
