@@ -3,6 +3,7 @@ import pytest
 import torch
 from batch_norms import randomise
 from timm.layers import DropPath
+from torch.optim.swa_utils import update_bn
 
 from igczoo.igcnet import IGCNet, igc_resnet
 from igczoo.planar import PlanarIGCNet
@@ -35,6 +36,17 @@ def test_planar_form_equals_the_net(name, training):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-10, msg=f'{key} differs')
     for (key, expected), found in zip(net.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=f'{key} differs')
+
+
+def test_statistics_over_all_batches_are_equal():
+    """momentum=None is the mean over all batches, which torch's update_bn asks for."""
+    net, twin = (igc_resnet(8, 6, 2).double() for _ in range(2))
+    twin.load_state_dict(net.state_dict())
+    batches = torch.randn(3, 4, 3, 16, 16, dtype=torch.float64)
+    update_bn(batches, net)
+    update_bn(batches, PlanarIGCNet(twin))
+    for (key, expected), found in zip(net.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11, msg=f'{key} differs')
 
 
 def test_features_come_in_primary_order():

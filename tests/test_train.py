@@ -83,7 +83,7 @@ def test_planar_and_grouped_forms_learn_the_same(data, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=1, lr=0.01)     # a few gentle updates: training magnifies the last bit's differences
     planar, grouped = (run(data, tmp_path / str(form), recipe, planar=form) for form in (True, False))
     for key, expected in grouped.items():
-        torch.testing.assert_close(planar[key], expected, rtol=1e-3, atol=1e-4, msg=f'{key} differs')
+        torch.testing.assert_close(planar[key], expected, rtol=5e-3, atol=1e-3, msg=f'{key} differs')
 
 
 def test_statistics_are_those_of_the_training_images(data, tmp_path):
@@ -111,7 +111,8 @@ def test_images_seen_and_evaluated_have_the_size_of_the_epoch(data, tmp_path, mo
 
     monkeypatch.setattr(timm, 'create_model', create_watched)
     train(GROWING, data, tmp_path, device='cpu')
-    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]]
+    statistics = [(True, 3, 16, 16)] * 5
+    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]] + statistics
 
 
 def test_a_folder_of_another_run_is_refused(data, tmp_path):

@@ -198,7 +198,8 @@ __attribute__((always_inline)) inline void convolve_channels(
 }
 
 template <int planes, int run, bool window>
-__attribute__((noinline)) void convolve_run(const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
+__attribute__((noinline)) void convolve_run(
+    const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
     int64_t c = 0;
     over_lanes([&](auto lanes) __attribute__((always_inline)) {
         for (; c + lanes <= p.channels; c += lanes)
@@ -243,11 +244,12 @@ void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64
 
 // Secondary convolution -------------------------------------------------------------------------------------------------------------
 
+// rows (pixels, pieces x length) by weight (pieces x length, columns): a pixel's row may lie in pieces, as the rows of its window do.
 struct Product {
-    const float* rows;                                              // (pixels, pieces, length)
-    int64_t row, piece;                                             // floats from one of them to the next
+    const float* rows;
+    int64_t row, piece;                                             // floats from one pixel's to the next's; from one piece to the next
     int64_t pieces, length;
-    const float* weight;                                            // (pieces, length, columns)
+    const float* weight;
     int64_t step;                                                   // floats from one of its rows to the next
     const float* bias;                                              // (columns)
     const float* residual;                                          // where `out` has its numbers, or null
