@@ -51,7 +51,9 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
 def _replace_parts(parent: nn.Module, choose: Choose, fuse_stem: bool) -> None:
     if isinstance(parent, IGCNet):
         parent.grad_checkpointing = False
-        if fuse_stem and isinstance(parent.pool, nn.MaxPool2d) and type(parent.stem.act) is nn.ReLU:
+        weight = parent.stem.conv.weight
+        on_cpu = weight.is_cpu and weight.dtype == torch.float32
+        if fuse_stem and on_cpu and isinstance(parent.pool, nn.MaxPool2d) and type(parent.stem.act) is nn.ReLU:
             parent.__class__ = FusedStemIGCNet
     if isinstance(parent, FeatureDictNet) and 'stem_bn' in parent:      # timm has taken the stem apart
         parent['stem_conv'] = fuse_conv_bn_eval(parent['stem_conv'], parent['stem_bn'])

@@ -145,7 +145,8 @@ def forms_of(layer: Folded, portable: bool = False) -> list[str]:
         portable: only those of PyTorch's own operations.
     """
     if layer.planar:
-        fused = ['fused'] if kernels.load(build=False) and not portable else []
+        on_cpu = layer.primary.is_cpu and layer.primary.dtype == torch.float32      # all that the kernel takes
+        fused = ['fused'] if on_cpu and kernels.load(build=False) and not portable else []
         return [*fused, 'planar', 'dense']
     M, m, k, _, L = layer.primary.shape
     mixed, dense = L * M * (m * k * k + L * M), L * M * L * m * k * k
