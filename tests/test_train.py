@@ -196,6 +196,7 @@ def test_every_recipe_names_a_model_and_explains_itself():
     for name in list_recipes():
         recipe = find_recipe(name)
         assert timm.is_model(recipe.model)
+        assert recipe.warmup_epochs < recipe.epochs / 2, f'{name} has little but warm-up'
         docstring = import_module(f'igczoo.recipes.{name}').__doc__
         assert 'igczoo train' in docstring and 'top-1' in docstring, f'{name} owes its cost, command and result'
         assert json.loads(json.dumps(dataclasses.asdict(recipe)))
