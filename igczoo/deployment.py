@@ -44,16 +44,15 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
     kernels.load(build=build and not portable)
     model = copy.deepcopy(model)
     choose = partial(by_rule, portable=portable) if example is None else _by_measurement(model, example, portable)
-    _replace_parts(model, choose, fuse_stem=kernels.load(build=False) and not portable)
+    _replace_parts(model, choose, portable)
     return model
 
 
-def _replace_parts(parent: nn.Module, choose: Choose, fuse_stem: bool) -> None:
+def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
     if isinstance(parent, IGCNet):
         parent.grad_checkpointing = False
-        weight = parent.stem.conv.weight
-        on_cpu = weight.is_cpu and weight.dtype == torch.float32
-        if fuse_stem and on_cpu and isinstance(parent.pool, nn.MaxPool2d) and type(parent.stem.act) is nn.ReLU:
+        stem = parent.stem
+        if not portable and kernels.takes(stem.conv.weight) and isinstance(parent.pool, nn.MaxPool2d) and type(stem.act) is nn.ReLU:
             parent.__class__ = FusedStemIGCNet
     if isinstance(parent, FeatureDictNet) and 'stem_bn' in parent:      # timm has taken the stem apart
         parent['stem_conv'] = fuse_conv_bn_eval(parent['stem_conv'], parent['stem_bn'])
@@ -68,7 +67,7 @@ def _replace_parts(parent: nn.Module, choose: Choose, fuse_stem: bool) -> None:
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
         else:
-            _replace_parts(child, choose, fuse_stem)
+            _replace_parts(child, choose, portable)
 
 
 def forms_used(model: nn.Module) -> dict[str, str]:

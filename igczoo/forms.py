@@ -145,9 +145,8 @@ def forms_of(layer: Folded, portable: bool = False) -> list[str]:
         portable: only those of PyTorch's own operations.
     """
     if layer.planar:
-        on_cpu = layer.primary.is_cpu and layer.primary.dtype == torch.float32      # all that the kernel takes
-        fused = ['fused'] if on_cpu and kernels.load(build=False) and not portable else []
-        return [*fused, 'planar', 'dense']
+        fused = not portable and kernels.load(build=False) and kernels.takes(layer.primary)
+        return [*['fused'] * fused, 'planar', 'dense']
     M, m, k, _, L = layer.primary.shape
     mixed, dense = L * M * (m * k * k + L * M), L * M * L * m * k * k
     return ['dense', 'mixed', 'grouped'] if dense <= mixed else ['mixed', 'dense', 'grouped']

@@ -392,10 +392,14 @@ def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):
     assert_works_without()
 
 
-def test_a_source_that_does_not_compile(compiled, unloaded, monkeypatch, tmp_path):
-    source = tmp_path / 'unit.cpp'
-    source.write_text('int main() { return undeclared; }')
+def replace_source(monkeypatch, folder, text):
+    source = folder / 'unit.cpp'
+    source.write_text(text)
     monkeypatch.setattr(kernels, 'SOURCE', source)
+
+
+def test_a_source_that_does_not_compile(compiled, unloaded, monkeypatch, tmp_path):
+    replace_source(monkeypatch, tmp_path, 'int main() { return undeclared; }')
     assert not kernels.load(build=True)
     assert 'could not compile the kernel (exit status 1)' in kernels.why_not()
     assert 'undeclared' in kernels.why_not()
@@ -404,9 +408,7 @@ def test_a_source_that_does_not_compile(compiled, unloaded, monkeypatch, tmp_pat
 
 
 def test_a_library_without_threads(compiled, unloaded, monkeypatch, tmp_path):
-    source = tmp_path / 'unit.cpp'
-    source.write_text('extern "C" void no_such_function(); extern "C" void igc_unit() { no_such_function(); }')
-    monkeypatch.setattr(kernels, 'SOURCE', source)
+    replace_source(monkeypatch, tmp_path, 'extern "C" void no_such_function(); extern "C" void igc_unit() { no_such_function(); }')
     assert not kernels.load(build=True)
     assert 'undefined symbol: no_such_function' in kernels.why_not()
     assert not list(unloaded.glob('*'))

@@ -1,6 +1,6 @@
 """IGC units of a deployed net as operators of torch: on a CPU fused in one kernel (unit.cpp), compiled where it runs; else in torch's own.
 
-Tensors are in planar order, the C = m * L channels of a pixel as m planes of L channels, `[m][l]` (see planar.py), and what an operator
+Tensors are in planar order, the C = m * L channels of a pixel as m planes of L channels, `[m][l]` (see planes.py), and what an operator
 returns is in channels_last memory. BatchNorm is folded into the weights:
 
     primary     (M, m, k, k, L)   output plane, input plane, kernel row and column, channel: M x m channel-wise convolutions
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..planes import convolve_planes
 
-__all__ = ['load', 'residual_block', 'stem', 'torch_residual_block', 'torch_stem', 'torch_unit', 'unit', 'why_not']
+__all__ = ['load', 'residual_block', 'stem', 'takes', 'torch_residual_block', 'torch_stem', 'torch_unit', 'unit', 'why_not']
 
 CHUNK_BYTES = 2 * 1024 ** 2     # of the map between the two units of a block: what stays in the cache until the second has read it
 
@@ -104,7 +104,7 @@ def unit(
     shape = _unit_shape('unit', x.shape, primary, secondary, bias, stride, dilation)
     if residual is not None and residual.shape != shape:
         raise ValueError(f'unit: residual is {tuple(residual.shape)}; it must have the output\'s shape, {shape}')
-    if not _fits_kernel(x, primary, secondary, bias, residual):
+    if not takes(x, primary, secondary, bias, residual):
         return torch_unit(x, primary, secondary, bias, residual, relu, stride, dilation)
     out = torch.empty(shape, memory_format=torch.channels_last)
     _run_unit(out, _nhwc(x), primary, secondary, bias, residual if residual is None else _nhwc(residual), relu, stride, dilation)
@@ -134,7 +134,7 @@ def residual_block(
     """
     tensors = (x, primary1, secondary1, bias1, primary2, secondary2, bias2, projection, projection_bias)
     middle, shape = _block_shapes(*tensors, stride, dilation1, dilation2)
-    if not _fits_kernel(*tensors):
+    if not takes(*tensors):
         return torch_residual_block(*tensors, stride, dilation1, dilation2)
     out = torch.empty(shape, memory_format=torch.channels_last)
     images = max(1, CHUNK_BYTES // max(1, 4 * math.prod(middle[1:])))
@@ -166,7 +166,7 @@ def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: shapes that do not fit together.
     """
     shape = _stem_shape(x, weight, bias)
-    if not _fits_kernel(x, weight, bias):
+    if not takes(x, weight, bias):
         return torch_stem(x, weight, bias)
     out = torch.empty(shape, memory_format=torch.channels_last)
     _run_stem(out, x, weight, bias)
@@ -255,7 +255,8 @@ _differentiate(stem, torch_stem, 3)
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
 
-def _fits_kernel(*tensors: Tensor | None) -> bool:
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the kernel is ready and of the kind of these tensors: float32 on a CPU."""
     return _kernel is not None and all(
         tensor is None or (tensor.dtype is torch.float32 and tensor.is_cpu) for tensor in tensors)
 
