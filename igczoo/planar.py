@@ -15,6 +15,7 @@ from .planes import convolve_planes
 
 __all__ = ['PlanarIGCNet']
 
+WIDE_PARTITION = 200    # channels: from here on the secondary convolution is faster as matrix products
 MERGED_WIDTH = 16   # channels: what a grouped convolution needs in a group to fill a vector register of 16 floats
 
 
@@ -67,9 +68,7 @@ def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
 
 
 def _unit(unit: Unit, x: Tensor) -> Tensor:
-    x = _primary_conv(unit.conv.primary, x)
-    x = F.conv2d(x, unit.conv.secondary.weight, groups=unit.conv.num_secondary)
-    return _batch_norm(unit.bn, x, unit.conv.num_primary)
+    return _batch_norm(unit.bn, _secondary_conv(unit.conv.secondary, _primary_conv(unit.conv.primary, x)), unit.conv.num_primary)
 
 
 def _primary_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -83,6 +82,20 @@ def _primary_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
         weight = conv.weight.unflatten(0, (partitions, M)).permute(1, 2, 3, 4, 0)      # (M, m, k, k, L)
         return convolve_planes(x, weight, conv.stride[0], conv.dilation[0])
     return _by_group(conv, x, partitions, m, M)
+
+
+def _secondary_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution in M groups of L channels, in planar order.
+
+    The rule, by measurement: wide partitions as a batch of M matrix products, whose gradient oneDNN computes up to twice as fast.
+    """
+    M, L = conv.groups, conv.out_channels // conv.groups
+    if L < WIDE_PARTITION:
+        return F.conv2d(x, conv.weight, groups=M)
+    n, _, h, w = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(-1, M, L).transpose(0, 1)                          # (M, N*H*W, L)
+    y = torch.bmm(rows, conv.weight.view(M, L, L).transpose(1, 2))
+    return y.transpose(0, 1).reshape(n, h, w, M * L).permute(0, 3, 1, 2)                    # (M, N*H*W, L) -> (N, M*L, H, W)
 
 
 def _by_group(conv: nn.Conv2d, x: Tensor, partitions: int, m: int, M: int) -> Tensor:
