@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -138,7 +138,7 @@ class DeployedStage(nn.Module):
         return x if self.restore is None else _reordered(x, self.restore)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.leave(self.blocks(self.enter(x)))
+        return self.leave(run_blocks(self.blocks, self.enter(x)))
 
 
 def _reordered(x: Tensor, order: Tensor) -> Tensor:
@@ -150,13 +150,14 @@ class DeployedStages(nn.Sequential):
     """Deployed stages one after another, without restoring the network's order of channels where the next stage takes them as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        last = None
+        last, blocks = None, []
         for stage in self:
             if last is None or not stage.follows:
-                x = stage.enter(x if last is None else last.leave(x))
-            x = stage.blocks(x)
+                x = stage.enter(x if last is None else last.leave(run_blocks(blocks, x)))
+                blocks = []
+            blocks.extend(stage.blocks)
             last = stage
-        return x if last is None else last.leave(x)
+        return x if last is None else last.leave(run_blocks(blocks, x))
 
 
 class DeployedResidual(nn.Module):
@@ -172,18 +173,33 @@ class DeployedResidual(nn.Module):
 
 
 class FusedResidual(nn.Module):
-    """Likewise with ReLU in one operator, which keeps what lies between the two layers in the cache."""
+    """Likewise with ReLU, in the fused kernel; `run_blocks` has one operator run all that follow one another."""
 
     def __init__(self, layer1: Fused, layer2: Fused, shortcut: nn.Module):
         super().__init__()
         self.layer1, self.layer2, self.shortcut = layer1, layer2, shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def block(self) -> kernels.Block:
         first, second, shortcut = self.layer1, self.layer2, self.shortcut
-        weight, bias = (shortcut.weight, shortcut.bias) if isinstance(shortcut, PlanarProjection) else (None, None)
-        return kernels.residual_block(
-            x, first.primary, first.secondary, first.bias, second.primary, second.secondary, second.bias, weight, bias, first.stride,
-            first.dilation, second.dilation)
+        return kernels.Block(
+            (first.primary, first.secondary, first.bias), (second.primary, second.secondary, second.bias),
+            (shortcut.weight, shortcut.bias) if isinstance(shortcut, PlanarProjection) else (), first.stride, first.dilation, second.dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.residual_blocks(x, [self.block()])
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The output of blocks one after another."""
+    fused: list[kernels.Block] = []
+    for block in blocks:
+        if isinstance(block, FusedResidual):
+            fused.append(block.block())
+            continue
+        if fused:
+            x, fused = kernels.residual_blocks(x, fused), []
+        x = block(x)
+    return kernels.residual_blocks(x, fused) if fused else x
 
 
 class PlanarProjection(nn.Module):

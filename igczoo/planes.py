@@ -51,7 +51,7 @@ def convolve_rotated(x: Tensor, kernels: Tensor, M: int, stride: int, dilation: 
     with no_autocast:
         for r, kernel in enumerate(kernels.unbind()):
             y = F.conv2d(_rotated_planes(x, len(kernels), M, r), kernel, None, stride, padding, dilation, len(kernel))
-            total = y if total is None else total + y
+            total = y if total is None else total.add_(y)
     return total.to(dtype)
 
 

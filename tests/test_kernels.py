@@ -120,28 +120,39 @@ def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W
         assert_close(kernels.unit(*single((x, *weights)), None, True, stride, dilation), expected)
 
 
-@pytest.mark.parametrize(('m', 'stride', 'N'), [(2, 1, 3), (1, 2, 3), (1, 1, 1), (4, 2, 2)])
-@pytest.mark.parametrize('kind', ['float64', 'float32'])
-def test_block_is_its_layers(m, stride, N, kind, request):
-    torch.manual_seed(0)
-    L, M = 20, 2
+def block_and_expected(x, m, stride, L=20, M=2):
+    """A random block of float64 and what its layers give."""
     conv1, weights1 = layer(L, m, M, stride=stride, dilation=2)
     conv2, weights2 = layer(L, M, M, dilation=3)
-    x = image(N, m * L, 9, 7)
-    projection, bias = (None, None) if (m, stride) == (M, 1) else (
-        torch.randn(M, m, L, dtype=torch.float64), torch.randn(M, L, dtype=torch.float64))
-    shortcut = x
-    if projection is not None:
+    shortcut, projection = x, ()
+    if (m, stride) != (M, 1):
+        projection = torch.randn(M, m, L, dtype=torch.float64), torch.randn(M, L, dtype=torch.float64)
         planes = x[:, :, ::stride, ::stride].unflatten(1, (m, L))
-        shortcut = torch.einsum('jil,nilyx->njlyx', projection, planes).flatten(1, 2) + bias.view(M * L, 1, 1)
+        shortcut = torch.einsum('jil,nilyx->njlyx', projection[0], planes).flatten(1, 2) + projection[1].view(M * L, 1, 1)
     y = expected_unit(conv1, weights1[2], x, m)
-    expected = expected_unit(conv2, weights2[2], y, M, shortcut)
-    tensors = (x, *weights1, *weights2, projection, bias)
+    block = kernels.Block(tuple(weights1), tuple(weights2), projection, stride, 2, 3)
+    return block, expected_unit(conv2, weights2[2], y, M, shortcut)
+
+
+def single_block(block):
+    return block._replace(unit1=tuple(single(block.unit1)), unit2=tuple(single(block.unit2)), projection=tuple(single(block.projection)))
+
+
+@pytest.mark.parametrize('geometry', [[(2, 1)], [(1, 2)], [(1, 1)], [(4, 2)], [(2, 1), (2, 1), (2, 2), (2, 1), (2, 2)], [(3, 1), (2, 1)]])
+@pytest.mark.parametrize('N', [1, 3])
+@pytest.mark.parametrize('kind', ['float64', 'float32'])
+def test_blocks_are_their_layers(geometry, N, kind, request):
+    torch.manual_seed(0)
+    x = expected = image(N, geometry[0][0] * 20, 9, 7)
+    blocks = []
+    for m, stride in geometry:
+        block, expected = block_and_expected(expected, m, stride)
+        blocks.append(block)
     if kind == 'float64':
-        torch.testing.assert_close(kernels.residual_block(*tensors, stride, 2, 3), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(kernels.residual_blocks(x, blocks), expected, rtol=1e-12, atol=1e-12 * expected.abs().max().item())
     else:
         request.getfixturevalue('compiled')
-        assert_close(kernels.residual_block(*single(tensors), stride, 2, 3), expected)
+        assert_close(kernels.residual_blocks(x.float(), [single_block(block) for block in blocks]), expected)
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 224, 50, 100), (3, 3, 37, 41, 24), (2, 1, 8, 9, 3), (1, 4, 1, 1, 17), (2, 3, 5, 64, 9)])
@@ -171,10 +182,13 @@ def some_unit(L=20, m=2, M=2, N=2, H=7, W=6, dtype=torch.float32):
     return [tensor.to(dtype) for tensor in (image(N, m * L, H, W), *weights)]
 
 
-def some_block(N=5, projected=True):
+def some_blocks(N=5, projected=True):
+    """An image batch and two blocks, the second one of half the height and width where ``projected``."""
     x, *weights1 = single(some_unit(N=N))
     _, *weights2 = single(some_unit(N=N))
-    return [x, *weights1, *weights2, *((torch.randn(2, 2, 20), torch.randn(2, 20)) if projected else (None, None))]
+    projection = (torch.randn(2, 2, 20), torch.randn(2, 20)) if projected else ()
+    return x, [kernels.Block(tuple(weights1), tuple(weights2), (), 1, 1, 1),
+               kernels.Block(tuple(weights2), tuple(weights1), projection, 1 + projected, 1, 1)]
 
 
 # What holds besides ---------------------------------------------------------------------------------------------------------------------
@@ -203,11 +217,13 @@ def test_nan_comes_through(compiled, value):
 
 @pytest.mark.parametrize('projected', [True, False])
 def test_chunks_change_nothing(compiled, monkeypatch, projected):
-    tensors = some_block(projected=projected)
-    whole = kernels.residual_block(*tensors)
-    for images in (1, 2):
+    x, blocks = some_blocks(projected=projected)
+    kept, whole = x.clone(), kernels.residual_blocks(x, blocks)
+    for images in (1, 2, 3):
         monkeypatch.setattr(kernels, 'CHUNK_BYTES', images * 40 * 7 * 6 * 4)
-        assert torch.equal(kernels.residual_block(*tensors), whole)
+        assert torch.equal(kernels.residual_blocks(x, blocks), whole)
+        assert torch.equal(torch.cat([kernels.residual_blocks(part, blocks) for part in x.split(2)]), whole)
+    assert torch.equal(x, kept)
 
 
 def test_threads_and_batches_change_no_bit(compiled):
@@ -232,6 +248,8 @@ def test_any_memory_format_and_an_empty_batch(compiled):
     assert torch.equal(kernels.unit(x[:, :, 2:5], primary, secondary, bias), kernels.unit(x[:, :, 2:5].clone(), primary, secondary, bias))
     assert kernels.unit(x[:0], primary, secondary, bias).shape == (0, 40, 7, 6)
     assert kernels.stem(*some_stem(N=0)).shape == (0, 20, 12, 10)
+    x, blocks = some_blocks()
+    assert kernels.residual_blocks(x[:0], blocks).shape == (0, 40, 4, 3)
 
 
 def test_bfloat16_is_left_to_torch(compiled):
@@ -249,11 +267,14 @@ def test_misfits_are_named():
         kernels.unit(x, primary, secondary, bias, x[:, :, :6])
     with pytest.raises(ValueError, match='stride is 0'):
         kernels.unit(x, primary, secondary, bias, None, True, 0)
-    block = some_block(N=2)
-    with pytest.raises(ValueError, match=r'the output \(2, 40, 4, 3\); where they differ, a projection must be given'):
-        kernels.residual_block(*block[:7], None, None, 2)
-    with pytest.raises(ValueError, match=r'projection is \(1, 2, 20\) and its bias \(2, 20\); .* \(2, 2, 20\) and \(2, 20\)'):
-        kernels.residual_block(*block[:7], block[7][:1], block[8])
+    x, [block, projected] = some_blocks(N=2)
+    with pytest.raises(ValueError, match=r'block 2: x is .*the output \(2, 40, 4, 3\); where they differ, a projection must be given'):
+        kernels.residual_blocks(x, [block, projected._replace(projection=())])
+    weight, bias = projected.projection
+    with pytest.raises(ValueError, match=r'block 1: projection is \(1, 2, 20\) and its bias \(2, 20\); .* \(2, 2, 20\) and \(2, 20\)'):
+        kernels.residual_blocks(x, [projected._replace(projection=(weight[:1], bias))])
+    with pytest.raises(ValueError, match='there is no block'):
+        kernels.residual_blocks(x, [])
     with pytest.raises(ValueError, match=r'x is \(2, 3, 45, 38\), weight \(7, 7, 2, 20\)'):
         kernels.stem(some_stem()[0], torch.randn(7, 7, 2, 20), torch.randn(20))
 
@@ -264,23 +285,44 @@ def require_grad(tensors):
     return [tensor if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
 
 
+def flat(blocks):
+    """The arguments of the operator for these blocks."""
+    tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
+    return tensors, [number for block in blocks for number in (len(block.projection) > 0, *block[3:])]
+
+
 @pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')     # opcheck itself reads it
 def test_operators_are_well_formed(compiled):
     residual = torch.randn(2, 40, 7, 6)
+    x, blocks = some_blocks(N=2)
+    tensors, numbers = flat(blocks)
     for gradients in (list, require_grad):
         torch.library.opcheck(kernels.unit, gradients([*some_unit(), residual]))
-        torch.library.opcheck(kernels.residual_block, gradients(some_block(N=2)))
+        torch.library.opcheck(kernels._residual_blocks, (*gradients([x]), gradients(tensors), numbers))
         torch.library.opcheck(kernels.stem, gradients(some_stem()))
 
 
 @pytest.mark.parametrize('projected', [True, False])
 def test_gradients_are_those_of_the_reference(compiled, projected):
-    found, expected = require_grad(some_block(projected=projected)), require_grad(some_block(projected=projected))
-    kernels.residual_block(*found).square().sum().backward()
-    kernels.torch_residual_block(*expected).square().sum().backward()
-    for one, other in zip(found, expected, strict=True):
-        if one is not None:
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max().item())
+    x, blocks = some_blocks(projected=projected)
+    tensors, numbers = flat(blocks)
+    grads = []
+    for compute in (kernels.residual_blocks, kernels.torch_residual_blocks):
+        x_and_tensors = require_grad([x, *tensors])
+        compute(x_and_tensors[0], kernels._unpack(x_and_tensors[1:], numbers)).square().sum().backward()
+        grads.append([tensor.grad for tensor in x_and_tensors])
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_gradients_where_only_some_are_wanted(compiled):
+    x, blocks = some_blocks()
+    grads = []
+    for compute in (kernels.residual_blocks, kernels.torch_residual_blocks):
+        bias = blocks[1].unit2[2].clone().requires_grad_()
+        compute(x, [blocks[0], blocks[1]._replace(unit2=(*blocks[1].unit2[:2], bias))]).square().sum().backward()
+        grads.append(bias.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4 * grads[1].abs().max().item())
 
 
 def test_gradients_of_first_and_second_order():
@@ -289,30 +331,31 @@ def test_gradients_of_first_and_second_order():
     assert torch.autograd.gradgradcheck(kernels.unit, (*unit, False))
 
 
-class Block(torch.nn.Module):
-    def __init__(self, tensors):
+class Blocks(torch.nn.Module):
+    def __init__(self, blocks):
         super().__init__()
-        self.weights = torch.nn.ParameterList(tensors[1:])
+        tensors, self.numbers = flat(blocks)
+        self.tensors = torch.nn.ParameterList(tensors).requires_grad_(False)
 
     def forward(self, x):
-        return kernels.residual_block(x, *self.weights)
+        return kernels.residual_blocks(x, kernels._unpack(list(self.tensors), self.numbers))
 
 
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
 def test_compiled_in_one_graph(compiled, backend):
-    tensors = some_block()
-    module = Block(tensors).requires_grad_(False)
+    x, blocks = some_blocks()
+    module = Blocks(blocks)
     torch.compiler.reset()
-    found = torch.compile(module, backend=backend, fullgraph=True)(tensors[0])
-    assert torch.equal(found, module(tensors[0]))
+    found = torch.compile(module, backend=backend, fullgraph=True)(x)
+    assert torch.equal(found, module(x))
 
 
 def test_exported(compiled):
-    tensors = some_block()
-    module = Block(tensors).requires_grad_(False).eval()
-    program = torch.export.export(module, (tensors[0],), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    assert 'igczoo.residual_block' in str(program.graph)
-    assert torch.equal(program.module()(tensors[0][:2]), module(tensors[0][:2]))
+    x, blocks = some_blocks()
+    module = Blocks(blocks).eval()
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    assert 'igczoo.residual_blocks' in str(program.graph)
+    assert torch.equal(program.module()(x[:2]), module(x[:2]))
 
 
 # Compiling it ---------------------------------------------------------------------------------------------------------------------------

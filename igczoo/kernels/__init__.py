@@ -10,7 +10,7 @@ returns is in channels_last memory. BatchNorm is folded into the weights:
     stem        (7, 7, c, C)      kernel row and column, channel of the image, channel of the stem
 
 The kernel takes float32 on a CPU, once `load` has returned True; everything else, and every gradient, is computed by `torch_unit`,
-`torch_residual_block` and `torch_stem`, which define what the operators mean.
+`torch_residual_blocks` and `torch_stem`, which define what the operators mean.
 """
 import ctypes
 import functools
@@ -24,19 +24,32 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..planes import convolve_planes
 
-__all__ = ['load', 'residual_block', 'stem', 'takes', 'torch_residual_block', 'torch_stem', 'torch_unit', 'unit', 'why_not']
+__all__ = ['Block', 'load', 'residual_blocks', 'stem', 'takes', 'torch_residual_blocks', 'torch_stem', 'torch_unit', 'unit', 'why_not']
 
-CHUNK_BYTES = 2 * 1024 ** 2     # of the map between the two units of a block: what stays in the cache until the second has read it
+CHUNK_BYTES = 2 * 1024 ** 2     # of a map that goes through blocks at a time: what stays in the cache until the next unit has read it
+
+
+class Block(NamedTuple):
+    """Two IGC units and a shortcut: relu(unit2(relu(unit1(x))) + shortcut(x))."""
+    unit1: tuple[Tensor, Tensor, Tensor]            # primary, secondary and bias
+    unit2: tuple[Tensor, Tensor, Tensor]
+    projection: tuple[Tensor, Tensor] | tuple[()]   # and its bias; () where the shortcut is x itself
+    stride: int                                     # of unit1 and the projection; unit2 has none
+    dilation1: int
+    dilation2: int
 
 
 # The operators in torch ---------------------------------------------------------------------------------------------------------------
@@ -54,16 +67,16 @@ def torch_unit(
     return _nhwc(F.relu(y) if relu else y)
 
 
-def torch_residual_block(
-        x: Tensor, primary1: Tensor, secondary1: Tensor, bias1: Tensor, primary2: Tensor, secondary2: Tensor, bias2: Tensor,
-        projection: Tensor | None = None, projection_bias: Tensor | None = None, stride: int = 1, dilation1: int = 1, dilation2: int = 1,
-) -> Tensor:
-    """What `residual_block` computes, likewise."""
-    y = torch_unit(x, primary1, secondary1, bias1, None, True, stride, dilation1)
-    if projection is not None:
-        M, m, L = projection.shape
-        x = convolve_planes(x, projection.view(M, m, 1, 1, L), stride) + projection_bias.view(M * L, 1, 1)
-    return torch_unit(y, primary2, secondary2, bias2, x, True, 1, dilation2)
+def torch_residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """What `residual_blocks` computes, likewise."""
+    for block in blocks:
+        y = torch_unit(x, *block.unit1, None, True, block.stride, block.dilation1)
+        if block.projection:
+            weight, bias = block.projection
+            M, m, L = weight.shape
+            x = convolve_planes(x, weight.view(M, m, 1, 1, L), block.stride) + bias.view(M * L, 1, 1)
+        x = torch_unit(y, *block.unit2, x, True, 1, block.dilation2)
+    return x
 
 
 def torch_stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -111,42 +124,32 @@ def unit(
     return out
 
 
-@torch.library.custom_op('igczoo::residual_block', mutates_args=())
-def residual_block(
-        x: Tensor, primary1: Tensor, secondary1: Tensor, bias1: Tensor, primary2: Tensor, secondary2: Tensor, bias2: Tensor,
-        projection: Tensor | None = None, projection_bias: Tensor | None = None, stride: int = 1, dilation1: int = 1, dilation2: int = 1,
-) -> Tensor:
-    """Two IGC units and a shortcut: relu(unit2(relu(unit1(x))) + shortcut(x)), a few images at a time.
+def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """Residual blocks one after another, in one operator that takes a few images at a time through as many of them as the cache serves.
 
     Args:
-        x: (N, m * L, H, W) for unit1, as for `unit`.
-        projection: (M, m, L) of unit2's M and L, the shortcut: a 1x1 convolution of each channel by itself; None for x itself.
-        projection_bias: (M, L), with a projection.
-        stride: of unit1 and the projection; unit2 has none.
-        dilation1: of unit1.
-        dilation2: of unit2.
+        x: (N, m * L, H, W) for the first block's unit1, as for `unit`.
+        blocks: at least one.
 
     Returns:
-        (N, M * L, H', W') of unit2, in channels_last memory.
+        (N, M * L, H', W') of the last block's unit2, in channels_last memory.
 
     Raises:
         ValueError: shapes that do not fit together.
     """
-    tensors = (x, primary1, secondary1, bias1, primary2, secondary2, bias2, projection, projection_bias)
-    middle, shape = _block_shapes(*tensors, stride, dilation1, dilation2)
-    if not takes(*tensors):
-        return torch_residual_block(*tensors, stride, dilation1, dilation2)
-    out = torch.empty(shape, memory_format=torch.channels_last)
-    images = max(1, CHUNK_BYTES // max(1, 4 * math.prod(middle[1:])))
-    between = torch.empty((min(images, middle[0]), *middle[1:]), memory_format=torch.channels_last)
-    x = _nhwc(x)
-    parts = ((x, out),) if len(x) <= images else zip(x.split(images), out.split(images), strict=True)
-    for x_part, out_part in parts:
-        y = between if len(x_part) == len(between) else between[:len(x_part)]
-        _run_unit(y, x_part, primary1, secondary1, bias1, None, True, stride, dilation1)
-        if projection is not None:
-            _run_projection(out_part, x_part, projection, projection_bias, stride)
-        _run_unit(out_part, y, primary2, secondary2, bias2, x_part if projection is None else out_part, True, 1, dilation2)
+    tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
+    numbers = [number for block in blocks for number in (len(block.projection) > 0, block.stride, block.dilation1, block.dilation2)]
+    return _residual_blocks(x, tensors, numbers)
+
+
+@torch.library.custom_op('igczoo::residual_blocks', mutates_args=())
+def _residual_blocks(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+    blocks = _unpack(tensors, numbers)
+    shapes = _block_shapes(x, blocks)
+    if not takes(x, *tensors):
+        return torch_residual_blocks(x, blocks)
+    out = torch.empty(shapes[-1], memory_format=torch.channels_last)
+    _run_levels(out, _nhwc(x), _levels(blocks, shapes))
     return out
 
 
@@ -179,9 +182,9 @@ def _(x, primary, secondary, bias, residual=None, relu=True, stride=1, dilation=
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@residual_block.register_fake
-def _(x, *args):
-    _, shape = _block_shapes(x, *args)
+@_residual_blocks.register_fake
+def _(x, tensors, numbers):
+    shape = _block_shapes(x, _unpack(tensors, numbers))[-1]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -204,22 +207,40 @@ def _unit_shape(name: str, x_shape, primary: Tensor, secondary: Tensor, bias: Te
     return x_shape[0], M * L, -(-x_shape[2] // stride), -(-x_shape[3] // stride)
 
 
-def _block_shapes(x, primary1, secondary1, bias1, primary2, secondary2, bias2, projection=None, projection_bias=None, stride=1,
-                  dilation1=1, dilation2=1) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes between a block's units and of its output, likewise."""
-    middle = _unit_shape('residual_block, unit 1', x.shape, primary1, secondary1, bias1, stride, dilation1)
-    shape = _unit_shape('residual_block, unit 2', middle, primary2, secondary2, bias2, 1, dilation2)
-    if projection is None:
-        if x.shape != shape:
-            raise ValueError(f'residual_block: x is {tuple(x.shape)} and the output {shape}; where they differ, a projection must be given')
-        return middle, shape
-    M, _, _, _, L = primary2.shape
-    m = x.shape[1] // L
-    found = None if projection_bias is None else tuple(projection_bias.shape)
-    if projection.shape != (M, m, L) or x.shape[1] != m * L or found != (M, L):
-        raise ValueError(f'residual_block: projection is {tuple(projection.shape)} and its bias {found}; for x of {x.shape[1]} channels '
-                         f'they must be {(M, m, L)} and {(M, L)}')
-    return middle, shape
+def _unpack(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Block]:
+    """The blocks of which `residual_blocks` made these."""
+    blocks, rest = [], iter(tensors)
+    for at in range(0, len(numbers), 4):
+        projected, stride, dilation1, dilation2 = numbers[at:at + 4]
+        unit1, unit2, projection = (tuple(islice(rest, count)) for count in (3, 3, 2 * projected))
+        blocks.append(Block(unit1, unit2, projection, stride, dilation1, dilation2))
+    return blocks
+
+
+def _block_shapes(x: Tensor, blocks: Sequence[Block]) -> list[tuple[int, ...]]:
+    """The shape of each block's output, likewise."""
+    if not blocks:
+        raise ValueError('residual_blocks: there is no block; give at least one')
+    shapes, shape = [], x.shape
+    for number, block in enumerate(blocks, 1):
+        shapes.append(shape := _block_shape(f'residual_blocks, block {number}', shape, block))
+    return shapes
+
+
+def _block_shape(name: str, x_shape, block: Block) -> tuple[int, ...]:
+    middle = _unit_shape(f'{name}, unit 1', x_shape, *block.unit1, block.stride, block.dilation1)
+    shape = _unit_shape(f'{name}, unit 2', middle, *block.unit2, 1, block.dilation2)
+    if not block.projection:
+        if tuple(x_shape) != shape:
+            raise ValueError(f'{name}: x is {tuple(x_shape)} and the output {shape}; where they differ, a projection must be given')
+        return shape
+    projection, bias = block.projection
+    M, L = block.unit2[2].shape
+    m = x_shape[1] // L
+    if projection.shape != (M, m, L) or x_shape[1] != m * L or bias.shape != (M, L):
+        raise ValueError(f'{name}: projection is {tuple(projection.shape)} and its bias {tuple(bias.shape)}; for x of {x_shape[1]} '
+                         f'channels they must be {(M, m, L)} and {(M, L)}')
+    return shape
 
 
 def _stem_shape(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[int, ...]:
@@ -230,27 +251,38 @@ def _stem_shape(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[int, ...]:
     return x.shape[0], weight.shape[3], -(-x.shape[2] // 4), -(-x.shape[3] // 4)
 
 
-def _differentiate(operator, reference: Callable[..., Tensor], num_tensors: int) -> None:
-    """Give an operator, whose first arguments are tensors, the gradients of its reference, computed anew in the backward pass."""
+def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
+    """Give an operator the gradients of its reference, computed anew in the backward pass."""
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:num_tensors])
-        ctx.options = inputs[num_tensors:]
+        leaves, ctx.structure = tree_flatten(inputs)
+        ctx.is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
     def backward(ctx, grad):
-        twice = torch.is_grad_enabled()
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad
+        twice, tensors = torch.is_grad_enabled(), iter(ctx.saved_tensors)
+        leaves = [next(tensors) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others, strict=True)]
+        arguments = tree_unflatten(leaves, ctx.structure)
         with torch.enable_grad():
-            y = reference(*tensors, *ctx.options)
-        wanted = [tensor for tensor, need in zip(tensors, needed, strict=False) if need]
+            y = reference(*arguments)
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice))
-        return tuple(next(grads) if need else None for need in needed)
+
+        def grad_of(argument):
+            if isinstance(argument, Tensor):
+                return next(grads) if argument.requires_grad else None
+            if isinstance(argument, list) and isinstance(argument[0], Tensor):
+                return [grad_of(tensor) for tensor in argument]
+            return None
+
+        return tuple(map(grad_of, arguments))
 
     operator.register_autograd(backward, setup_context=setup_context)
 
 
-_differentiate(unit, torch_unit, 5)
-_differentiate(residual_block, torch_residual_block, 9)
-_differentiate(stem, torch_stem, 3)
+_differentiate(unit, torch_unit)
+_differentiate(_residual_blocks, lambda x, tensors, numbers: torch_residual_blocks(x, _unpack(tensors, numbers)))
+_differentiate(stem, torch_stem)
 
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
@@ -273,6 +305,48 @@ def _run_unit(
         _kernel.igc_unit(out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
                          None if residual is None else residual.data_ptr(), N, H, W, m, M, L, k, stride, dilation, relu,
                          torch.get_num_threads())
+
+
+class Level(NamedTuple):
+    """A block and those after it whose shortcut is their input: all their maps are of one shape."""
+    blocks: list[Block]
+    images: int             # that go through it at a time
+    between: Tensor         # (images, channels, H, W), the map between two units
+    input: Tensor | None    # (images, channels, H, W), what the level before gives; None for the first level
+
+
+def _levels(blocks: Sequence[Block], shapes: Sequence[tuple[int, ...]]) -> list[Level]:
+    levels: list[Level] = []
+    for number, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
+        if number and not block.projection:
+            levels[-1].blocks.append(block)
+            continue
+        images = min(shape[0], max(1, CHUNK_BYTES // max(1, 4 * math.prod(shape[1:]))))
+        before = None if number == 0 else torch.empty((images, *shapes[number - 1][1:]), memory_format=torch.channels_last)
+        levels.append(Level([block], images, torch.empty((images, *shape[1:]), memory_format=torch.channels_last), before))
+    return levels
+
+
+def _run_levels(out: Tensor, x: Tensor, levels: Sequence[Level]) -> None:
+    """Write the last level's output to ``out``: each few images as soon as the levels before have their input."""
+    level = levels[-1]
+    for begin in range(0, len(x), max(1, level.images)):
+        here = slice(begin, begin + level.images)
+        source, target = x[here], out[here]
+        if level.input is not None:
+            _run_levels(level.input[:len(source)], source, levels[:-1])
+            source = level.input[:len(source)]
+        for block in level.blocks:
+            _run_block(target, source, level.between[:len(source)], block)
+            source = target                                     # the next block's output takes the place of its input
+
+
+def _run_block(out: Tensor, x: Tensor, between: Tensor, block: Block) -> None:
+    """Write a block's output to ``out``, which may be x where the shortcut is x itself."""
+    _run_unit(between, x, *block.unit1, None, True, block.stride, block.dilation1)
+    if block.projection:
+        _run_projection(out, x, *block.projection, block.stride)
+    _run_unit(out, between, *block.unit2, out if block.projection else x, True, 1, block.dilation2)
 
 
 def _run_projection(out: Tensor, x: Tensor, projection: Tensor, bias: Tensor, stride: int) -> None:

@@ -1,4 +1,4 @@
-"""IGC-L100M2+Ident., depth 18, on Tiny-ImageNet-200, whose 64-pixel images grow to 128 pixels in training.
+"""IGC-L100M2+Ident., depth 18, on Tiny-ImageNet-200, shown at 40, 64 and at last 96 pixels.
 
     igczoo train tinyimagenet_igcnet18 --data DATA --bf16
 
@@ -12,14 +12,14 @@ RECIPE = Recipe(
     model='igcnet18',
     num_classes=200,
     stored_size=64,
-    input_size=128,
-    growth=((0.55, 64), (0.85, 96)),
+    input_size=96,
+    growth=((0.57, 40), (0.93, 64)),
     mean=(122.460, 114.257, 101.363),   # measured on the 100,000 training images, grey ones as RGB
     std=(70.491, 68.560, 71.805),
-    epochs=18,
+    epochs=14,
     batch_size=128,
     lr=0.2,
-    warmup_epochs=1.5,
+    warmup_epochs=1,
     momentum=0.9,
     weight_decay=5e-4,
     label_smoothing=0.1,
