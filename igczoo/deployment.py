@@ -181,9 +181,9 @@ class FusedResidual(nn.Module):
 
     def block(self) -> kernels.Block:
         first, second, shortcut = self.layer1, self.layer2, self.shortcut
-        return kernels.Block(
-            (first.primary, first.secondary, first.bias), (second.primary, second.secondary, second.bias),
-            (shortcut.weight, shortcut.bias) if isinstance(shortcut, PlanarProjection) else (), first.stride, first.dilation, second.dilation)
+        projection = (shortcut.weight, shortcut.bias) if isinstance(shortcut, PlanarProjection) else ()
+        return kernels.Block((first.primary, first.secondary, first.bias), (second.primary, second.secondary, second.bias), projection,
+                             first.stride, first.dilation, second.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         return kernels.residual_blocks(x, [self.block()])

@@ -288,7 +288,7 @@ def require_grad(tensors):
 def flat(blocks):
     """The arguments of the operator for these blocks."""
     tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
-    return tensors, [number for block in blocks for number in (len(block.projection) > 0, *block[3:])]
+    return tensors, [number for block in blocks for number in (len(block.projection) // 2, *block[3:])]
 
 
 @pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')     # opcheck itself reads it

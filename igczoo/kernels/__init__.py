@@ -26,7 +26,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,11 +137,11 @@ def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
         ValueError: shapes that do not fit together.
     """
     tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
-    numbers = [number for block in blocks for number in (len(block.projection) > 0, block.stride, block.dilation1, block.dilation2)]
+    numbers = [number for block in blocks for number in (len(block.projection) // 2, block.stride, block.dilation1, block.dilation2)]
     return _residual_blocks(x, tensors, numbers)
 
 
-@torch.library.custom_op('igczoo::residual_blocks', mutates_args=())
+@torch.library.custom_op('igczoo::residual_blocks', mutates_args=(), schema='(Tensor x, Tensor[] tensors, int[] numbers) -> Tensor')
 def _residual_blocks(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
     blocks = _unpack(tensors, numbers)
     shapes = _block_shapes(x, blocks)
@@ -209,11 +208,13 @@ def _unit_shape(name: str, x_shape, primary: Tensor, secondary: Tensor, bias: Te
 
 def _unpack(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Block]:
     """The blocks of which `residual_blocks` made these."""
-    blocks, rest = [], iter(tensors)
+    blocks, start = [], 0
     for at in range(0, len(numbers), 4):
         projected, stride, dilation1, dilation2 = numbers[at:at + 4]
-        unit1, unit2, projection = (tuple(islice(rest, count)) for count in (3, 3, 2 * projected))
-        blocks.append(Block(unit1, unit2, projection, stride, dilation1, dilation2))
+        end = start + 6 + 2 * projected
+        unit1, unit2, projection = tensors[start:start + 3], tensors[start + 3:start + 6], tensors[start + 6:end]
+        blocks.append(Block(tuple(unit1), tuple(unit2), tuple(projection), stride, dilation1, dilation2))
+        start = end
     return blocks
 
 
