@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .card import Card, cards, find_card, list_models
+from .card import cards, find_card, list_models
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -145,10 +145,11 @@ def _list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         return _print_json([dict(name=card.name, params=card.params, macs=card.macs, default=card.default) for card in found])
     for card in found:
-        first = card.accuracy[0]
-        printed = '' if first.by == 'igczoo' else f' (printed by {first.by})'
-        print(f'{card.name:28} {card.params / 1e6:6.2f} M parameters {card.macs / 1e6:6.0f} M multiply-adds   '
-              f'top-1 {first.top1:.2f} % on {first.dataset}{printed}')
+        accuracy = ''
+        if card.accuracy:
+            first = card.accuracy[0]
+            accuracy = f'   top-1 {first.top1:.2f} % on {first.dataset}{"" if first.by == "igczoo" else f" (printed by {first.by})"}'
+        print(f'{card.name:28} {card.params / 1e6:6.2f} M parameters {card.macs / 1e6:6.0f} M multiply-adds{accuracy}')
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -157,17 +158,18 @@ def _info(arguments: argparse.Namespace) -> None:
     copies = [copy._replace(path=str(copy.path))._asdict() for copy in locate(card)]
     if arguments.json:
         return _print_json(asdict(card) | dict(name=card.name, copies=copies))
-    for field, value in asdict(replace(card, labels=_shortened(card))).items():
+    for field, value in asdict(card).items():
         if value not in (None, ''):
-            print(f'{field:17} {value}')
+            print(f'{field:17} {_shortened(value) if field in ("labels", "label_ids", "imagenet_indices") else value}')
     for copy in copies:
         print(f'{copy["source"]:17} {copy["path"]}: {copy["state"]}')
 
 
-def _shortened(card: Card) -> str:
-    if isinstance(card.labels, str):
-        return card.labels
-    return f'{card.num_classes}: {", ".join(card.labels[:10])}{", ..." * (card.num_classes > 10)}'
+def _shortened(of_classes: Sequence | str) -> str:
+    """What there is one of for each class."""
+    if isinstance(of_classes, str):
+        return of_classes
+    return f'{len(of_classes)}: {", ".join(map(str, of_classes[:10]))}{", ..." * (len(of_classes) > 10)}'
 
 
 def _load(name: str, device: str, deploy: bool | None) -> Classifier:

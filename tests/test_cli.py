@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,19 @@ def test_info(capsys):
     status, out, _ = run(capsys, 'info', 'igcnet18.in1k', '--json')
     card = json.loads(out)
     assert status == 0 and card['name'] == 'igcnet18.in1k' and card['params'] == 8637900 and card['copies'][0]['state'] == 'absent'
+
+
+def test_list_and_info_of_many_classes_and_no_accuracy(capsys, monkeypatch):
+    ids = tuple(f'n{number:08}' for number in range(200))
+    card = replace(cards()[f'{DEFAULT_MODEL}.cifar10'], accuracy=(), labels=ids, label_ids=ids, imagenet_indices=tuple(range(200)))
+    monkeypatch.setattr('igczoo.cli.cards', lambda: {card.name: card})
+    monkeypatch.setattr('igczoo.cli.find_card', lambda name: card)
+    monkeypatch.setattr('igczoo.cli.list_models', lambda: [card.name])
+    status, out, _ = run(capsys, 'list')
+    assert status == 0 and 'top-1' not in out and out.startswith(card.name)
+    status, out, _ = run(capsys, 'info', card.name)
+    assert status == 0 and 'label_ids         200: n00000000, ' in out and 'n00000009, ...' in out and 'n00000010' not in out
+    assert 'imagenet_indices  200: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...' in out
 
 
 def test_classify_prints_a_table_or_json(capsys):
