@@ -20,7 +20,9 @@ NETS = {
 
 @pytest.mark.parametrize('name', NETS)
 @pytest.mark.parametrize('training', [True, False])
-def test_planar_form_equals_the_net(name, training):
+@pytest.mark.parametrize('wide', [1, 200], ids=['as products', 'as convolutions'])
+def test_planar_form_equals_the_net(name, training, wide, monkeypatch):
+    monkeypatch.setattr('igczoo.planar.WIDE_PARTITION', wide)
     torch.manual_seed(0)
     net = IGCNet(**NETS[name], num_classes=5, dtype=torch.float64).train(training)
     randomise(net)
