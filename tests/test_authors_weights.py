@@ -52,12 +52,17 @@ def test_it_is_fetched_and_converted_once(serve):
     _, server = serve('igcnet18')
     first = timm.create_model('igcnet18.in1k', pretrained=True)
     assert len(server.downloads) == 1
-    again = timm.create_model('igcnet18', pretrained=True, num_classes=3)      # the bare name means the same checkpoint
+    again = timm.create_model('igcnet18.in1k', pretrained=True, num_classes=3)
     taps = timm.create_model('igcnet18.in1k', pretrained=True, features_only=True)
     assert len(server.downloads) == 1
     assert torch.equal(first.stages[3][1].unit2.conv.secondary.weight, again.stages[3][1].unit2.conv.secondary.weight)
     assert torch.equal(first.stem.conv.weight, taps['stem_conv'].weight)
     assert first.pretrained_cfg['mean'] == (0.483804, 0.442184, 0.389827) and 'file' not in first.pretrained_cfg
+
+
+def test_the_bare_name_means_the_authors_weights_where_there_are_no_others(serve):
+    _, server = serve('igcnet18_l16m16')
+    assert timm.create_model('igcnet18_l16m16', pretrained=True).pretrained_cfg['tag'] == 'in1k' and len(server.downloads) == 1
 
 
 def test_classify_by_command(serve, capsys):
