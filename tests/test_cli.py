@@ -58,7 +58,7 @@ def test_classify_prints_a_table_or_json(capsys):
     status, out, err = run(capsys, 'classify', PHOTOGRAPH, '-k', 3)
     lines = out.splitlines()
     assert status == 0 and not err and len(lines) == 3
-    assert lines[0].startswith(str(PHOTOGRAPH)) and lines[0].endswith('sports car')
+    assert lines[0].startswith(str(PHOTOGRAPH)) and lines[0].endswith('automobile')
     status, out, _ = run(capsys, 'classify', PHOTOGRAPH, '-k', 3, '--json')
     predictions = json.loads(out)[0]['predictions']
     assert [prediction['label'] for prediction in predictions] == [line.partition('%  ')[2] for line in lines]
