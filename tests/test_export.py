@@ -22,7 +22,7 @@ MISSING = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if importlib.u
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} missing: pip install 'igczoo[export]'")
 SUFFIXES = [pytest.param('.onnx', marks=needs_onnx), '.pt2']
 NETS = {
-    'M = 2': dict(model_name='igcnet18', stem_width=6, widths=(12, 24), primary=(6, 12), depths=(1, 1), num_classes=5,
+    'M = 2': dict(model_name='igcnet18.in1k', stem_width=6, widths=(12, 24), primary=(6, 12), depths=(1, 1), num_classes=5,
                   pretrained_cfg_overlay=dict(input_size=(3, 64, 32), crop_mode='squash', license='cc0-1.0')),
     'M above L': dict(model_name='igc_resnet20_l4m8', widths=(32, 64), primary=(4, 4), depths=(1, 1)),
     'regular convolutions': dict(model_name='igc_regconv20_w16', depths=(1, 1, 1)),
