@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=['igcnet18'])
     parser.add_argument('--against', nargs='*', default=OTHERS, help='models of timm; the first one is what the others are compared with')
-    parser.add_argument('--size', type=int)
+    parser.add_argument('--size', type=int, default=224, help='height and width of the images of all models (default: %(default)s)')
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'])
     parser.add_argument('--batch-sizes', nargs='+', type=int, help='default: 1 8, on a GPU 64 256')
     parser.add_argument('--rounds', type=int, default=5)
