@@ -285,17 +285,11 @@ def require_grad(tensors):
     return [tensor if tensor is None else tensor.detach().clone().requires_grad_() for tensor in tensors]
 
 
-def flat(blocks):
-    """The arguments of the operator for these blocks."""
-    tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
-    return tensors, [number for block in blocks for number in (len(block.projection) // 2, *block[3:])]
-
-
 @pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')     # opcheck itself reads it
 def test_operators_are_well_formed(compiled):
     residual = torch.randn(2, 40, 7, 6)
     x, blocks = some_blocks(N=2)
-    tensors, numbers = flat(blocks)
+    tensors, numbers = kernels._pack(blocks)
     for gradients in (list, require_grad):
         torch.library.opcheck(kernels.unit, gradients([*some_unit(), residual]))
         torch.library.opcheck(kernels._residual_blocks, (*gradients([x]), gradients(tensors), numbers))
@@ -305,7 +299,7 @@ def test_operators_are_well_formed(compiled):
 @pytest.mark.parametrize('projected', [True, False])
 def test_gradients_are_those_of_the_reference(compiled, projected):
     x, blocks = some_blocks(projected=projected)
-    tensors, numbers = flat(blocks)
+    tensors, numbers = kernels._pack(blocks)
     grads = []
     for compute in (kernels.residual_blocks, kernels.torch_residual_blocks):
         x_and_tensors = require_grad([x, *tensors])
@@ -334,7 +328,7 @@ def test_gradients_of_first_and_second_order():
 class Blocks(torch.nn.Module):
     def __init__(self, blocks):
         super().__init__()
-        tensors, self.numbers = flat(blocks)
+        tensors, self.numbers = kernels._pack(blocks)
         self.tensors = torch.nn.ParameterList(tensors).requires_grad_(False)
 
     def forward(self, x):

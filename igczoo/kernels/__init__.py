@@ -136,9 +136,7 @@ def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
-    numbers = [number for block in blocks for number in (len(block.projection) // 2, block.stride, block.dilation1, block.dilation2)]
-    return _residual_blocks(x, tensors, numbers)
+    return _residual_blocks(x, *_pack(blocks))
 
 
 @torch.library.custom_op('igczoo::residual_blocks', mutates_args=(), schema='(Tensor x, Tensor[] tensors, int[] numbers) -> Tensor')
@@ -206,8 +204,14 @@ def _unit_shape(name: str, x_shape, primary: Tensor, secondary: Tensor, bias: Te
     return x_shape[0], M * L, -(-x_shape[2] // stride), -(-x_shape[3] // stride)
 
 
+def _pack(blocks: Sequence[Block]) -> tuple[list[Tensor], list[int]]:
+    """What of the blocks an operator can take; of each block's numbers, the first says whether it has a projection."""
+    tensors = [tensor for block in blocks for tensor in (*block.unit1, *block.unit2, *block.projection)]
+    return tensors, [number for block in blocks for number in (len(block.projection) // 2, block.stride, block.dilation1, block.dilation2)]
+
+
 def _unpack(tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Block]:
-    """The blocks of which `residual_blocks` made these."""
+    """The blocks of which `_pack` made these."""
     blocks, start = [], 0
     for at in range(0, len(numbers), 4):
         projected, stride, dilation1, dilation2 = numbers[at:at + 4]
@@ -335,8 +339,9 @@ def _run_levels(out: Tensor, x: Tensor, levels: Sequence[Level]) -> None:
         here = slice(begin, begin + level.images)
         source, target = x[here], out[here]
         if level.input is not None:
-            _run_levels(level.input[:len(source)], source, levels[:-1])
-            source = level.input[:len(source)]
+            made = level.input[:len(source)]
+            _run_levels(made, source, levels[:-1])
+            source = made
         for block in level.blocks:
             _run_block(target, source, level.between[:len(source)], block)
             source = target                                     # the next block's output takes the place of its input
