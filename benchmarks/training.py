@@ -1,8 +1,9 @@
-"""Training steps a second of the grouped and the planar form, interleaved in one run: medians, images/s.
+"""Training steps of models as they are written and, where they have IGC layers, in planar order, interleaved in one run: medians, images/s.
 
-    python benchmarks/training.py [--model igc_resnet20_l24m2] [--size 32] [--batch-size 128] [--device cpu]
+    python benchmarks/training.py [--models igc_resnet20_l24m2 ...] [--size 32] [--num-classes 10] [--batch-size 128] [--device cpu]
 """
 import argparse
+import copy
 import statistics
 import time
 
@@ -11,15 +12,24 @@ import torch
 import torch.nn.functional as F
 
 import igczoo  # noqa: F401  registers the models
+from igczoo.layers import IGConv2d
 from igczoo.planar import PlanarIGCNet
 
 ROUNDS = 7
 
 
-def make_step(model_name: str, planar: bool, channels_last: bool, bf16: bool, x: torch.Tensor, y: torch.Tensor):
-    """One update of SGD on a fixed batch, as a function without arguments."""
+def make_steps(model_name: str, num_classes: int, bf16: bool, x: torch.Tensor, y: torch.Tensor):
+    """One update of SGD on a fixed batch in each form of a model: functions without arguments, by the forms' names."""
+    net = timm.create_model(model_name, num_classes=num_classes)
+    forms = {'as written, NCHW': (False, False), 'as written, channels_last': (False, True)}
+    if any(isinstance(module, IGConv2d) for module in net.modules()):
+        forms['planar'] = (True, True)
+    return {form: make_step(copy.deepcopy(net), *flags, bf16, x, y) for form, flags in forms.items()}
+
+
+def make_step(net: torch.nn.Module, planar: bool, channels_last: bool, bf16: bool, x: torch.Tensor, y: torch.Tensor):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    net = timm.create_model(model_name).to(x.device, memory_format=memory_format).train()
+    net = net.to(x.device, memory_format=memory_format).train()
     forward = PlanarIGCNet(net) if planar else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     x = x.contiguous(memory_format=memory_format)
@@ -38,19 +48,18 @@ def make_step(model_name: str, planar: bool, channels_last: bool, bf16: bool, x:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--model', default='igc_resnet20_l24m2')
+    parser.add_argument('--models', nargs='+', default=['igc_resnet20_l24m2'])
     parser.add_argument('--size', type=int, default=32)
+    parser.add_argument('--num-classes', type=int, default=10)
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--device', default='cpu')
     arguments = parser.parse_args()
     x = torch.randn(arguments.batch_size, 3, arguments.size, arguments.size, device=arguments.device)
-    y = torch.randint(10, (arguments.batch_size,), device=arguments.device)
-    steps = {}
-    for bf16 in (False, True):
-        precision = 'bf16' if bf16 else 'fp32'
-        steps[f'grouped, NCHW, {precision}'] = make_step(arguments.model, False, False, bf16, x, y)
-        steps[f'grouped, channels_last, {precision}'] = make_step(arguments.model, False, True, bf16, x, y)
-        steps[f'planar, {precision}'] = make_step(arguments.model, True, True, bf16, x, y)
+    y = torch.randint(arguments.num_classes, (arguments.batch_size,), device=arguments.device)
+    steps = {
+        f'{model}, {form}, {"bf16" if bf16 else "fp32"}': step
+        for model in arguments.models for bf16 in (False, True)
+        for form, step in make_steps(model, arguments.num_classes, bf16, x, y).items()}
     times = {name: [] for name in steps}
     for round_number in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -58,10 +67,10 @@ def main() -> None:
             step()
             if round_number:    # the first one warms up
                 times[name].append(time.perf_counter() - started)
-    print(f'{arguments.model}, {arguments.size} px, batch {arguments.batch_size}, torch {torch.__version__}, '
+    print(f'{arguments.size} px, {arguments.num_classes} classes, batch {arguments.batch_size}, torch {torch.__version__}, '
           f'{torch.get_num_threads()} threads')
     for name, values in times.items():
-        print(f'{name:30} {arguments.batch_size / statistics.median(values):7.0f} images/s')
+        print(f'{name:55} {arguments.batch_size / statistics.median(values):7.0f} images/s')
 
 
 if __name__ == '__main__':

@@ -15,8 +15,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 __all__ = [
-    'Accuracy', 'Card', 'CardError', 'Origin', 'Preprocess', 'card_json', 'cards', 'find_card', 'list_models', 'read_card',
-    'weights_folder', 'write_card',
+    'Accuracy', 'Card', 'CardError', 'Comparison', 'Origin', 'Preprocess', 'Trained', 'card_json', 'cards', 'find_card', 'list_models',
+    'read_card', 'weights_folder', 'write_card',
 ]
 
 
@@ -58,6 +58,25 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A net as a schedule has trained it."""
+    model: str                          # architecture
+    params: int                         # trainable
+    macs: int                           # multiply-adds of one image
+    top1: float                         # per cent, that the run's log has for its last epoch
+    epoch_seconds: float                # that an epoch of training takes
+    log: str                            # the run's log, a file beside the card
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Nets for the card's classes and input size, trained by one schedule."""
+    conditions: str                     # what the schedule is, what top1 is of, and how epoch_seconds were measured
+    epochs: int                         # of each log that are the schedule
+    nets: tuple[Trained, ...]
+
+
+@dataclass(frozen=True)
 class Card:
     """Everything there is to say about one checkpoint."""
     model: str                          # architecture
@@ -80,6 +99,7 @@ class Card:
     label_ids: tuple[str, ...] | None = None        # WordNet ids, where the classes have them
     imagenet_indices: tuple[int, ...] | None = None  # ImageNet-1k class numbers, likewise
     recipe: str | None = None           # the recipe it was trained by
+    comparison: Comparison | None = None
     default: bool = False               # what the bare architecture's name means
 
     @property

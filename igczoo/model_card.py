@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .card import Accuracy, Card, cards, weights_folder
 from .igcnet import timm_cfg
 
-__all__ = ['TABLE_MARKS', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']
+__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']
 
 TABLE_MARKS = '<!-- weights: written by python -m igczoo.model_card -->', '<!-- end of weights -->'
 TRAINING_DATA = {'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k'}  # tag -> on the hub
@@ -50,6 +50,7 @@ def model_card(card: Card) -> str:
     sections = {
         'Use': _use(card),
         'Accuracy': _accuracy(card),
+        'Comparison': comparison(card).rstrip(),
         'Where it comes from': _provenance(card),
         'Limits': card.limits,
         'Terms': f'Licence of the weights: {card.license}. {card.terms}'.strip(),
@@ -65,8 +66,22 @@ def weights_table(found: dict[str, Card]) -> str:
     return _table([_table_row(found[name]) for name in sorted(found)])
 
 
+def comparison(card: Card) -> str:
+    """What the card's comparison says, with a Markdown table; '' where there is none."""
+    if card.comparison is None:
+        return ''
+    rows = [{
+        'net': f'`{net.model}`',
+        'parameters': f'{net.params / 1e6:.2f} M',
+        'multiply-adds': f'{net.macs / 1e6:,.0f} M',
+        'top-1, %': f'{net.top1:.2f}',
+        'seconds an epoch': f'{net.epoch_seconds:,.0f}',
+    } for net in card.comparison.nets]
+    return f'{card.comparison.conditions}\n\n{_table(rows)}'
+
+
 def with_table(readme: str) -> str:
-    """The README's text with the table of this installation's checkpoints between its `TABLE_MARKS`.
+    """The README's text with the table of this installation's checkpoints, and comparisons, between its `TABLE_MARKS`.
 
     Raises:
         ValueError: the text has not each mark once, in their order.
@@ -75,7 +90,9 @@ def with_table(readme: str) -> str:
     if readme.count(start) != 1 or readme.partition(start)[2].count(end) != 1:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
-    return f'{before}{start}\n{weights_table(cards())}{end}{rest.partition(end)[2]}'
+    found = cards()
+    tables = '\n'.join(filter(None, [weights_table(found), *(comparison(found[name]) for name in sorted(found))]))
+    return f'{before}{start}\n{tables}{end}{rest.partition(end)[2]}'
 
 
 def count_params(model: torch.nn.Module) -> int:

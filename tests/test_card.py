@@ -1,4 +1,5 @@
 """Cards: what is written reads back equal, a malformed one says where, and every number of a shipped one is counted again."""
+import csv
 import dataclasses
 import hashlib
 import json
@@ -14,8 +15,10 @@ from igczoo.card import (
     Accuracy,
     Card,
     CardError,
+    Comparison,
     Origin,
     Preprocess,
+    Trained,
     card_json,
     cards,
     find_card,
@@ -35,7 +38,7 @@ FULL = dataclasses.replace(
     SMALL, preprocess=dataclasses.replace(PREPROCESS, crop_mode='squash'), sha256='0' * 64, size=3, dtype='float16',
     accuracy=(Accuracy('set', 'test', 'igczoo', 90., 99.5, 1000, (88., 91.7), 'a note'), Accuracy('set', 'val', 'them', 80.)),
     revision='1' * 40, origin=Origin('https://example.com/x', 4, '2' * 40, 'mxnet'), label_ids=('n01', 'n02'), imagenet_indices=(5, 6),
-    recipe='r', default=True)
+    recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 1, 2, 80., 60., 'log.csv'),)))
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_round_trip(path, card):
 
 def test_the_round_trip_is_of_every_field():
     """FULL has no field at its default, so that none can be lost unseen."""
-    for record in (FULL, FULL.preprocess, FULL.accuracy[0], FULL.origin):
+    for record in (FULL, FULL.preprocess, FULL.accuracy[0], FULL.origin, FULL.comparison, FULL.comparison.nets[0]):
         for field in dataclasses.fields(record):
             assert getattr(record, field.name) != field.default, field.name
     assert set(json.loads(card_json(FULL))) == {field.name for field in dataclasses.fields(Card)}
@@ -263,6 +266,22 @@ def test_accuracies(shipped):
             assert list(accuracy.top1_interval) in intervals
 
 
+def test_comparisons(folder, shipped):
+    """Of nets of this package, by their own logs, which show the same sizes epoch by epoch."""
+    if shipped.comparison is None:
+        return
+    sizes = []
+    for net in shipped.comparison.nets:
+        model = timm.create_model(net.model, num_classes=shipped.num_classes, device='meta')
+        assert (count_params(model), count_macs(model, shipped.preprocess.input_size)) == (net.params, net.macs)
+        with (folder / net.log).open(newline='') as file:
+            rows = list(csv.DictReader(file))[:shipped.comparison.epochs]
+        assert len(rows) == shipped.comparison.epochs and float(rows[-1]['top1']) == net.top1 and net.epoch_seconds > 0
+        sizes.append([row['size'] for row in rows])
+    assert sizes[0][-1] == str(shipped.preprocess.input_size[1]) and all(others == sizes[0] for others in sizes)
+    assert shipped.model in {net.model for net in shipped.comparison.nets} and len(sizes) > 1
+
+
 def test_weights_are_ours_and_whole_or_absent(folder, shipped):
     weights = folder / 'model.safetensors'
     if shipped.origin:
@@ -296,4 +315,6 @@ def test_words(shipped):
     for field in ('title', 'license', 'terms', 'provenance', 'limits'):
         text = getattr(shipped, field)
         assert text and text == text.strip() and '\n' not in text and '|' not in text, field
+    conditions = shipped.comparison.conditions if shipped.comparison else '.'
+    assert conditions[-1] in '.:' and '\n' not in conditions and '|' not in conditions
     assert shipped.title[-1] != '.' and shipped.license == shipped.license.lower()

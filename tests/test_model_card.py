@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 
 import igczoo
 from igczoo import model_card as module
-from igczoo.card import Accuracy, Card, Origin, Preprocess, cards, weights_folder
-from igczoo.model_card import TABLE_MARKS, config_json, count_macs, count_params, model_card, weights_table, with_table
+from igczoo.card import Accuracy, Card, Comparison, Origin, Preprocess, Trained, cards, weights_folder
+from igczoo.model_card import TABLE_MARKS, comparison, config_json, count_macs, count_params, model_card, weights_table, with_table
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(cards())
@@ -139,6 +139,21 @@ def test_sections_with_nothing_to_say_are_left_out():
     assert section(text, 'Terms') == 'Licence of the weights: apache-2.0.\n\n' and ModelCard(text).data.eval_results is None
 
 
+def test_comparison():
+    nets = Trained('a_net', 1_234_567, 22_000_000, 48.5, 1234.5, 'log.csv'), Trained('b_net', 11_276_232, 2_334_000_000, 50., 99., 'b.csv')
+    card = dataclasses.replace(CARD, comparison=Comparison('Both by 12 epochs.', 12, nets))
+    assert comparison(card) == '''\
+Both by 12 epochs.
+
+| net | parameters | multiply-adds | top-1, % | seconds an epoch |
+| --- | --- | --- | --- | --- |
+| `a_net` | 1.23 M | 22 M | 48.50 | 1,234 |
+| `b_net` | 11.28 M | 2,334 M | 50.00 | 99 |
+'''
+    assert section(model_card(card), 'Comparison') == comparison(card) + '\n'
+    assert comparison(CARD) == '' and '## Comparison' not in model_card(CARD)
+
+
 def test_config_json():
     config = json.loads(config_json(CARD))
     assert (config['architecture'], config['num_classes'], config['num_features'], config['label_names']) == (
@@ -164,6 +179,13 @@ CIFAR-10 (JPEG), test, 10,000 images |
 CIFAR-10, test; printed by the authors |
 '''
     assert weights_table({}) == ''
+
+
+def test_comparisons_follow_the_table(monkeypatch):
+    card = dataclasses.replace(CARD, comparison=Comparison('Both.', 2, (Trained('a_net', 1, 2, 3., 4., 'log.csv'),)))
+    monkeypatch.setattr(module, 'cards', lambda: {CARD.name: card, FOREIGN.name: FOREIGN})
+    start, end = TABLE_MARKS
+    assert with_table(f'{start}{end}') == f'{start}\n{weights_table(module.cards())}\n{comparison(card)}{end}'
 
 
 def test_only_what_is_between_the_marks_changes(monkeypatch):
