@@ -35,10 +35,13 @@ constexpr int RUN = REGISTERS == 32 ? 8 : 4;                        // pixels of
 template <int N>
 struct Floats {
     typedef float Vector __attribute__((vector_size(N * 4)));
+    typedef uint32_t Bits __attribute__((vector_size(N * 4)));
     typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias));
 };
 template <int N>
 using Vector = typename Floats<N>::Vector;
+template <int N>
+using Bits = typename Floats<N>::Bits;
 
 template <int N>
 inline Vector<N> load(const float* from) {
@@ -307,7 +310,7 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
             const int64_t at = h * p.pixel + v * N;
             Vector<N> y = sum[h][v] + load_some<N>(p.bias + v * N, there);
             if (p.residual) y += load_some<N>(p.residual + at, there);
-            if (p.relu) y = y < Vector<N>{} ? Vector<N>{} : y;      // written so that NaN stays NaN
+            if (p.relu) y = y <= Vector<N>{} ? Vector<N>{} : y;     // written so that NaN stays NaN and -0 becomes +0
             store_some<N>(p.out + at, y, there);
         }
 }
@@ -387,12 +390,8 @@ void copy_padded(const Image& image, int64_t begin, int64_t end, int64_t columns
         }
 }
 
-template <int N>
-inline Vector<N> larger(Vector<N> a, Vector<N> b) {
-    return ((b <= a) | (a != a)) ? a : b;                           // NaN is the largest
-}
-
-// One row of the max-pool, from the map's rows it covers.
+// One row of the max-pool, from the map's rows it covers. After the ReLU no number is below +0, so that the bits compare as the numbers
+// do, and NaN is the largest.
 void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_t out_width, int64_t channels, float* out) {
     for (int64_t x = 0; x < out_width; ++x) {
         const int64_t begin = std::max<int64_t>(x * POOL_STRIDE - POOL_PADDING, 0);
@@ -400,11 +399,13 @@ void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_
         int64_t c = 0;
         over_lanes([&](auto lanes) {
             for (; c + lanes <= channels; c += lanes) {
-                Vector<lanes> most = load<lanes>(rows[0] + begin * channels + c);
+                Bits<lanes> most = {};
                 for (int64_t row = 0; row < num_rows; ++row)
-                    for (int64_t column = begin; column < end; ++column)
-                        most = larger<lanes>(most, load<lanes>(rows[row] + column * channels + c));
-                store<lanes>(out + x * channels + c, most);
+                    for (int64_t column = begin; column < end; ++column) {
+                        const Bits<lanes> bits = (Bits<lanes>)load<lanes>(rows[row] + column * channels + c);
+                        most = bits > most ? bits : most;
+                    }
+                store<lanes>(out + x * channels + c, (Vector<lanes>)most);
             }
         });
     }
