@@ -210,6 +210,7 @@ def test_a_recipe_grows_its_images_with_the_epochs():
     assert {RECIPE.size_at(epoch) for epoch in range(3)} == {16}
 
 
-def test_the_tiny_imagenet_twins_differ_in_the_model_alone():
+def test_the_tiny_imagenet_twins_differ_in_the_model_and_the_schedules_length():
     igc, regular = (find_recipe(f'tinyimagenet_{name}') for name in ('igcnet18', 'regconv18'))
-    assert dataclasses.replace(regular, model='igcnet18') == igc and regular.model == 'igc_regconv18_c64'
+    assert regular == dataclasses.replace(igc, model='igc_regconv18_c64', epochs=regular.epochs, growth=regular.growth)
+    assert regular.epochs < igc.epochs and [regular.size_at(epoch) for epoch in range(11)] == [igc.size_at(epoch) for epoch in range(11)]

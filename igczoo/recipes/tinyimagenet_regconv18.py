@@ -9,4 +9,4 @@ from dataclasses import replace
 
 from .tinyimagenet_igcnet18 import RECIPE as IGC_RECIPE
 
-RECIPE = replace(IGC_RECIPE, model='igc_regconv18_c64')
+RECIPE = replace(IGC_RECIPE, model='igc_regconv18_c64', epochs=12, growth=((0.4, 40), (0.9, 64)))
