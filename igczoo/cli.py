@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ['main']
 
-DEFAULT_MODEL = 'igc_resnet20_l24m2'
+DEFAULT_MODEL = 'igcnet18'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

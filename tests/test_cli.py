@@ -58,11 +58,19 @@ def test_classify_prints_a_table_or_json(capsys):
     status, out, err = run(capsys, 'classify', PHOTOGRAPH, '-k', 3)
     lines = out.splitlines()
     assert status == 0 and not err and len(lines) == 3
-    assert lines[0].startswith(str(PHOTOGRAPH)) and lines[0].endswith('automobile')
+    assert lines[0].startswith(str(PHOTOGRAPH)) and lines[0].endswith('sports car')
     status, out, _ = run(capsys, 'classify', PHOTOGRAPH, '-k', 3, '--json')
     predictions = json.loads(out)[0]['predictions']
     assert [prediction['label'] for prediction in predictions] == [line.partition('%  ')[2] for line in lines]
     assert f'{predictions[0]["score"]:.2%}' in lines[0]
+
+
+def test_the_examples_are_recognised_but_for_what_the_card_says(capsys):
+    status, out, _ = run(capsys, 'classify', ROOT / 'examples', '-k', 1, '--json')
+    found = {Path(result['image']).stem: result['predictions'][0]['label'] for result in json.loads(out)}
+    wrong = {name for name, label in found.items() if label != {'lighthouse': 'beacon'}.get(name, name.replace('_', ' '))}
+    assert status == 0 and len(found) == 8 and wrong == {'lighthouse'}
+    assert 'the eight photographs in examples/ it gets seven right, not the lighthouse.' in cards()['igcnet18.tinyimagenet'].limits
 
 
 def test_classify_takes_folders_and_goes_on_after_a_bad_file(capsys, tmp_path):

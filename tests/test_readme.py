@@ -24,7 +24,7 @@ def test_the_first_command_classifies_an_example(capsys, monkeypatch):
     assert (install, program) == ('pip install .', 'igczoo')
     monkeypatch.chdir(ROOT)
     assert main(arguments) == 0
-    assert 'automobile' in capsys.readouterr().out.splitlines()[0]
+    assert 'sports car' in capsys.readouterr().out.splitlines()[0]
 
 
 def test_the_second_command_runs_the_tests():
