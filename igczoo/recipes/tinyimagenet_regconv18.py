@@ -2,8 +2,9 @@
 
     igczoo train tinyimagenet_regconv18 --data DATA --bf16
 
-Cost: not run yet.
-Result: top-1 on the 10,000 validation images: not run yet.
+The schedule is that of the first 12 epochs that igcnet18.tinyimagenet was trained by.
+Cost: 1.2 hours on two cores of an AMD EPYC (Zen 4) that other work shared: some 300 seconds an epoch at 40 pixels, 370 at 64, 670 at 96.
+Result: 47.39 % top-1 on the 10,000 validation images after the last epoch, where igcnet18 has 48.37 %.
 """
 from dataclasses import replace
 
