@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .igcnet import IGCNet, Projection, ResidualBlock, Unit
+from .layers import IGConv2d
 from .planes import convolve_planes
 
-__all__ = ['PlanarIGCNet']
+__all__ = ['PlanarIGCNet', 'has_igc_layers']
 
 WIDE_PARTITION = 200    # channels: from here on the secondary convolution is faster as matrix products
 MERGED_WIDTH = 16   # channels: what a grouped convolution needs in a group to fill a vector register of 16 floats
+
+
+def has_igc_layers(net: nn.Module) -> bool:
+    """Whether there is something for `PlanarIGCNet` in the net: nets of regular convolutions alone have no planar order."""
+    return any(isinstance(module, IGConv2d) for module in net.modules())
 
 
 class PlanarIGCNet(nn.Module):

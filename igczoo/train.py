@@ -24,7 +24,7 @@ from .augment import Augmentation
 from .evaluate import count_correct
 from .igcnet import IGCNet
 from .images import open_split, stack_images
-from .planar import PlanarIGCNet
+from .planar import PlanarIGCNet, has_igc_layers
 from .recipes import Recipe
 
 __all__ = ['train']
@@ -139,8 +139,7 @@ def _join_processes(device: str | torch.device | None) -> tuple[torch.device, in
 
 
 def _use_planar(net: IGCNet, planar: bool | None, device: torch.device) -> bool:
-    is_igc = any(name.endswith('.primary') for name, _ in net.named_modules())
-    return device.type == 'cpu' and is_igc if planar is None else planar
+    return device.type == 'cpu' and has_igc_layers(net) if planar is None else planar
 
 
 def _settings(recipe: Recipe, seed: int) -> dict[str, Any]:
