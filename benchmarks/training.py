@@ -1,4 +1,4 @@
-"""Training steps of models as they are written and, where they have IGC layers, in planar order, interleaved in one run: medians, images/s.
+"""Training steps of models as they are written and, where they have IGC layers, in planar order, interleaved in one run: medians.
 
     python benchmarks/training.py [--models igc_resnet20_l24m2 ...] [--size 32] [--num-classes 10] [--batch-size 128] [--device cpu]
 """
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import igczoo  # noqa: F401  registers the models
-from igczoo.layers import IGConv2d
-from igczoo.planar import PlanarIGCNet
+from igczoo.planar import PlanarIGCNet, has_igc_layers
 
 ROUNDS = 7
 
@@ -22,7 +21,7 @@ def make_steps(model_name: str, num_classes: int, bf16: bool, x: torch.Tensor, y
     """One update of SGD on a fixed batch in each form of a model: functions without arguments, by the forms' names."""
     net = timm.create_model(model_name, num_classes=num_classes)
     forms = {'as written, NCHW': (False, False), 'as written, channels_last': (False, True)}
-    if any(isinstance(module, IGConv2d) for module in net.modules()):
+    if has_igc_layers(net):
         forms['planar'] = (True, True)
     return {form: make_step(copy.deepcopy(net), *flags, bf16, x, y) for form, flags in forms.items()}
 
@@ -70,7 +69,8 @@ def main() -> None:
     print(f'{arguments.size} px, {arguments.num_classes} classes, batch {arguments.batch_size}, torch {torch.__version__}, '
           f'{torch.get_num_threads()} threads')
     for name, values in times.items():
-        print(f'{name:55} {arguments.batch_size / statistics.median(values):7.0f} images/s')
+        images_per_second = arguments.batch_size / statistics.median(values)
+        print(f'{name:55} {images_per_second:7.0f} images/s {1e5 / images_per_second:7.0f} s for 100,000')
 
 
 if __name__ == '__main__':

@@ -61,8 +61,6 @@ class Origin:
 class Trained:
     """A net as a schedule has trained it."""
     model: str                          # architecture
-    params: int                         # trainable
-    macs: int                           # multiply-adds of one image
     top1: float                         # per cent, that the run's log has for its last epoch
     epoch_seconds: float                # that an epoch of training takes
     log: str                            # the run's log, a file beside the card

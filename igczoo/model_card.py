@@ -14,7 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from timm.data import ImageNetInfo
 from torch.utils.flop_counter import FlopCounterMode
 
-from .card import Accuracy, Card, cards, weights_folder
+from .card import Accuracy, Card, Trained, cards, weights_folder
 from .igcnet import timm_cfg
 
 __all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']
@@ -70,13 +70,7 @@ def comparison(card: Card) -> str:
     """What the card's comparison says, with a Markdown table; '' where there is none."""
     if card.comparison is None:
         return ''
-    rows = [{
-        'net': f'`{net.model}`',
-        'parameters': f'{net.params / 1e6:.2f} M',
-        'multiply-adds': f'{net.macs / 1e6:,.0f} M',
-        'top-1, %': f'{net.top1:.2f}',
-        'seconds an epoch': f'{net.epoch_seconds:,.0f}',
-    } for net in card.comparison.nets]
+    rows = [_comparison_row(card, net) for net in card.comparison.nets]
     return f'{card.comparison.conditions}\n\n{_table(rows)}'
 
 
@@ -198,6 +192,17 @@ def _table_row(card: Card) -> dict[str, str]:
         row |= {'top-1, % (95 % interval)': f'{first.top1:.2f}{interval}', 'top-5, %': '' if first.top5 is None else f'{first.top5:.2f}',
                 'of': f'{first.dataset}, {first.split}{images}{"" if first.by == "igczoo" else f"; printed by {first.by}"}'}
     return row
+
+
+def _comparison_row(card: Card, net: Trained) -> dict[str, str]:
+    model = timm.create_model(net.model, num_classes=card.num_classes, device='meta')
+    return {
+        'net': f'`{net.model}`',
+        'parameters': f'{count_params(model) / 1e6:.2f} M',
+        'multiply-adds': f'{count_macs(model, card.preprocess.input_size) / 1e6:,.0f} M',
+        'top-1, %': f'{net.top1:.2f}',
+        'seconds an epoch': f'{net.epoch_seconds:,.0f}',
+    }
 
 
 def _interval(accuracy: Accuracy) -> str:

@@ -38,7 +38,7 @@ FULL = dataclasses.replace(
     SMALL, preprocess=dataclasses.replace(PREPROCESS, crop_mode='squash'), sha256='0' * 64, size=3, dtype='float16',
     accuracy=(Accuracy('set', 'test', 'igczoo', 90., 99.5, 1000, (88., 91.7), 'a note'), Accuracy('set', 'val', 'them', 80.)),
     revision='1' * 40, origin=Origin('https://example.com/x', 4, '2' * 40, 'mxnet'), label_ids=('n01', 'n02'), imagenet_indices=(5, 6),
-    recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 1, 2, 80., 60., 'log.csv'),)))
+    recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 80., 60., 'log.csv'),)))
 
 
 @pytest.fixture
@@ -272,8 +272,6 @@ def test_comparisons(folder, shipped):
         return
     sizes = []
     for net in shipped.comparison.nets:
-        model = timm.create_model(net.model, num_classes=shipped.num_classes, device='meta')
-        assert (count_params(model), count_macs(model, shipped.preprocess.input_size)) == (net.params, net.macs)
         with (folder / net.log).open(newline='') as file:
             rows = list(csv.DictReader(file))[:shipped.comparison.epochs]
         assert len(rows) == shipped.comparison.epochs and float(rows[-1]['top1']) == net.top1 and net.epoch_seconds > 0

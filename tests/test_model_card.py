@@ -140,15 +140,17 @@ def test_sections_with_nothing_to_say_are_left_out():
 
 
 def test_comparison():
-    nets = Trained('a_net', 1_234_567, 22_000_000, 48.5, 1234.5, 'log.csv'), Trained('b_net', 11_276_232, 2_334_000_000, 50., 99., 'b.csv')
+    """Parameters and multiply-adds are for the card's classes and input: the second net's 11,689,512 and 1,814,073,344 for 1000 and 224
+    pixels become 11,689,512 - 998 * 513 and (1,814,073,344 - 1000 * 512) / 49 + 2 * 512."""
+    nets = Trained('igc_resnet20_l24m2', 48.5, 1234.5, 'log.csv'), Trained('igc_regconv18_c64', 50., 99., 'b.csv')
     card = dataclasses.replace(CARD, comparison=Comparison('Both by 12 epochs.', 12, nets))
     assert comparison(card) == '''\
 Both by 12 epochs.
 
 | net | parameters | multiply-adds | top-1, % | seconds an epoch |
 | --- | --- | --- | --- | --- |
-| `a_net` | 1.23 M | 22 M | 48.50 | 1,234 |
-| `b_net` | 11.28 M | 2,334 M | 50.00 | 99 |
+| `igc_resnet20_l24m2` | 0.16 M | 29 M | 48.50 | 1,234 |
+| `igc_regconv18_c64` | 11.18 M | 37 M | 50.00 | 99 |
 '''
     assert section(model_card(card), 'Comparison') == comparison(card) + '\n'
     assert comparison(CARD) == '' and '## Comparison' not in model_card(CARD)
@@ -182,7 +184,7 @@ CIFAR-10, test; printed by the authors |
 
 
 def test_comparisons_follow_the_table(monkeypatch):
-    card = dataclasses.replace(CARD, comparison=Comparison('Both.', 2, (Trained('a_net', 1, 2, 3., 4., 'log.csv'),)))
+    card = dataclasses.replace(CARD, comparison=Comparison('Both.', 2, (Trained('igc_resnet20_l24m2', 3., 4., 'log.csv'),)))
     monkeypatch.setattr(module, 'cards', lambda: {CARD.name: card, FOREIGN.name: FOREIGN})
     start, end = TABLE_MARKS
     assert with_table(f'{start}{end}') == f'{start}\n{weights_table(module.cards())}\n{comparison(card)}{end}'
