@@ -300,16 +300,22 @@ def takes(*tensors: Tensor | None) -> bool:
 
 def _run_unit(
         out: Tensor, x: Tensor, primary: Tensor, secondary: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, stride: int,
-        dilation: int,
+        dilation: int, projection: Sequence[Tensor] = (), residual_stride: int = 1,
 ) -> None:
-    """Write a unit's output to ``out``, which may be the residual; maps are in channels_last memory."""
-    primary, secondary, bias = primary.contiguous(), secondary.contiguous(), bias.contiguous()
+    """Write a unit's output to ``out``; maps are in channels_last memory.
+
+    Without a projection the residual may be ``out``; with one, and its bias, it is the shortcut's input.
+    """
+    primary, secondary, bias, *projection = (tensor.contiguous() for tensor in (primary, secondary, bias, *projection))
     N, _, H, W = x.shape
     M, m, k, _, L = primary.shape
+    residual_shape = (0, 0, 0, 0) if residual is None else residual.shape
     if out.numel():
-        _kernel.igc_unit(out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
-                         None if residual is None else residual.data_ptr(), N, H, W, m, M, L, k, stride, dilation, relu,
-                         torch.get_num_threads())
+        _kernel.igc_unit(
+            out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
+            *(None if tensor is None else tensor.data_ptr() for tensor in (residual, *(projection or (None, None)))),
+            N, H, W, m, M, L, k, stride, dilation, relu, *residual_shape[2:], residual_shape[1] // L, residual_stride,
+            torch.get_num_threads())
 
 
 class Level(NamedTuple):
@@ -350,18 +356,7 @@ def _run_levels(out: Tensor, x: Tensor, levels: Sequence[Level]) -> None:
 def _run_block(out: Tensor, x: Tensor, between: Tensor, block: Block) -> None:
     """Write a block's output to ``out``, which may be x where the shortcut is x itself."""
     _run_unit(between, x, *block.unit1, None, True, block.stride, block.dilation1)
-    if block.projection:
-        _run_projection(out, x, *block.projection, block.stride)
-    _run_unit(out, between, *block.unit2, out if block.projection else x, True, 1, block.dilation2)
-
-
-def _run_projection(out: Tensor, x: Tensor, projection: Tensor, bias: Tensor, stride: int) -> None:
-    projection, bias = projection.contiguous(), bias.contiguous()
-    N, _, H, W = x.shape
-    M, m, L = projection.shape
-    if out.numel():
-        _kernel.igc_projection(out.data_ptr(), x.data_ptr(), projection.data_ptr(), bias.data_ptr(), N, H, W, m, M, L, stride,
-                               torch.get_num_threads())
+    _run_unit(out, between, *block.unit2, x, True, 1, block.dilation2, block.projection, block.stride)
 
 
 def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -481,7 +476,6 @@ def _library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f'the compiled kernel does not load: {error}') from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 6 + [size] * 11, None
-    library.igc_projection.argtypes, library.igc_projection.restype = [pointer] * 4 + [size] * 8, None
+    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 15, None
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
     return library

@@ -200,14 +200,20 @@ __attribute__((always_inline)) inline void convolve_channels(
         for (int r = 0; r < run; ++r) store<N>(target.out + j * target.plane + r * target.pixel, sum[j][r]);
 }
 
+// On the way it fetches what the next run reads first of all: that run's lowest rows of the input, from the pixel `next` on.
 template <int planes, int run, bool window>
-__attribute__((noinline)) void convolve_run(
-    const Primary& p, const float* in, const float* weight, const float* bias, Target target, Taps rows, Taps columns) {
+__attribute__((noinline)) void convolve_run(const Primary& p, const float* in, const float* next, const float* weight, const float* bias,
+                                            Target target, Taps rows, Taps columns) {
     int64_t c = 0;
     over_lanes([&](auto lanes) __attribute__((always_inline)) {
-        for (; c + lanes <= p.channels; c += lanes)
+        for (; c + lanes <= p.channels; c += lanes) {
+            for (int64_t y = 0; y < std::min(p.stride, p.kernel); ++y)
+                for (int64_t x = 0; x < run * p.stride; ++x)
+                    for (int64_t i = 0; i < p.in_planes; ++i)
+                        __builtin_prefetch(next + (x - y * p.width) * p.pixel() + i * p.channels + c);
             convolve_channels<lanes, planes, run, window>(
                 p, in + c, weight + c, bias ? bias + c : nullptr, {target.out + c, target.pixel, target.plane}, rows, columns);
+        }
     });
 }
 
@@ -227,9 +233,7 @@ void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64
             run = ceil_div(length, ceil_div(length, RUN));
             const Taps columns = {taps_inside(p, x, p.width).begin, taps_inside(p, x + run - 1, p.width).end};
             const float* in = in_row + x * p.stride * pixel;
-            // The lowest input row of the next run is what no earlier row of outputs has brought into the cache.
             const float* next = in + ((rows.end - 1) * p.dilation * p.width + (run - 1) * p.stride + p.kernel * p.dilation) * pixel;
-            for (int64_t c = 0; c < run * p.stride * pixel; c += 16) __builtin_prefetch(next + c);
             for (int64_t j = 0, pair; j < planes; j += pair) {
                 pair = std::min<int64_t>(2, planes - j);
                 const float* weight = p.weight + (plane + j) * p.plane_weight();
@@ -237,7 +241,8 @@ void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64
                 const Target here = {target.out + j * target.plane + (at - begin) * target.pixel, target.pixel, target.plane};
                 with_constant<2>(pair, [&](auto pair) {
                     with_constant<RUN>(run, [&](auto run) {
-                        (window ? convolve_run<pair, run, true> : convolve_run<pair, run, false>)(p, in, weight, bias, here, rows, columns);
+                        const auto convolve_here = window ? convolve_run<pair, run, true> : convolve_run<pair, run, false>;
+                        convolve_here(p, in, next, weight, bias, here, rows, columns);
                     });
                 });
             }
@@ -255,15 +260,16 @@ struct Product {
     const float* weight;
     int64_t step;                                                   // floats from one of its rows to the next
     const float* bias;                                              // (columns)
-    const float* residual;                                          // where `out` has its numbers, or null
+    const float* residual;                                          // (pixels, columns), or null
+    int64_t residual_pixel;                                         // floats from one of them to the next
     float* out;                                                     // (pixels, columns)
-    int64_t pixel;                                                  // floats from one of them to the next
+    int64_t pixel;                                                  // likewise
     bool relu;
 
     void skip_pixels(int64_t pixels) {
         rows += pixels * row;
         out += pixels * pixel;
-        if (residual) residual += pixels * pixel;
+        if (residual) residual += pixels * residual_pixel;
     }
     void skip_columns(int64_t columns) {
         weight += columns;
@@ -281,7 +287,7 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             __builtin_prefetch(p.out + h * p.pixel + v * N, 1);
-            if (p.residual) __builtin_prefetch(p.residual + h * p.pixel + v * N);
+            if (p.residual) __builtin_prefetch(p.residual + h * p.residual_pixel + v * N);
         }
     Vector<N> sum[height][vectors] = {};
     const float* weight = p.weight;
@@ -307,11 +313,10 @@ __attribute__((noinline)) void multiply_block(const Product& p, int count) {
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            const int64_t at = h * p.pixel + v * N;
             Vector<N> y = sum[h][v] + load_some<N>(p.bias + v * N, there);
-            if (p.residual) y += load_some<N>(p.residual + at, there);
+            if (p.residual) y += load_some<N>(p.residual + h * p.residual_pixel + v * N, there);
             if (p.relu) y = y <= Vector<N>{} ? Vector<N>{} : y;     // written so that NaN stays NaN and -0 becomes +0
-            store_some<N>(p.out + at, y, there);
+            store_some<N>(p.out + h * p.pixel + v * N, y, there);
         }
 }
 
@@ -353,18 +358,20 @@ struct Split {
 };
 
 Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, int64_t threads) {
-    constexpr int64_t CACHE = 1 << 16;                              // floats: a quarter of the smallest L2 cache of today's servers
-    const int64_t group = std::clamp<int64_t>(2 * CACHE / (channels * channels), 1, planes), groups = ceil_div(planes, group);
-    const int64_t most = std::clamp<int64_t>(CACHE / (group * channels), 6, 192);
+    constexpr int64_t CACHE = 1 << 17;                              // floats: half the smallest L2 cache of today's servers
     Split best = {};
     int64_t least = INT64_MAX;
-    for (int64_t parts = 1; parts == 1 || parts * 64 <= channels; parts *= 2)
-        for (int64_t tiles = ceil_div(pixels, most), last = tiles + threads; tiles < last; ++tiles) {
-            // Of the thread with most items: taps at half the speed of the product, and the weights, read anew for each tile.
-            const int64_t items = ceil_div(tiles * groups * parts, threads), tile = ceil_div(pixels, tiles);
-            const int64_t cost = items * (tile * (2 * taps * parts + channels) + 4 * channels) / parts;
-            if (cost < least) least = cost, best = {tiles, group, parts};
-        }
+    for (int64_t group = 1; group <= std::min<int64_t>(2, planes); ++group) {
+        const int64_t groups = ceil_div(planes, group), most = std::clamp<int64_t>(CACHE / (group * channels), 6, 192);
+        for (int64_t parts = 1; parts == 1 || parts * 64 <= channels; parts *= 2)
+            for (int64_t tiles = ceil_div(pixels, most), last = tiles + threads; tiles < last; ++tiles) {
+                // Of the thread with most items: taps, which two planes share, at a quarter of the product's speed, and the weights, read
+                // anew for each tile.
+                const int64_t items = ceil_div(tiles * groups * parts, threads), tile = ceil_div(pixels, tiles);
+                const int64_t cost = items * (tile * (4 * taps * parts + group * channels) + 4 * group * channels) / parts;
+                if (cost < least) least = cost, best = {tiles, group, parts};
+            }
+    }
     return best;
 }
 
@@ -429,7 +436,7 @@ void stem_rows(const Image& image, const float* weight, const float* bias, int64
         const int64_t bottom = std::min(y * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
         for (; map_y < bottom; ++map_y)
             multiply({copy + (map_y - first) * STEM_STRIDE * copy_row, STEM_STRIDE * image.channels, copy_row, STEM_KERNEL, piece, weight,
-                      channels, bias, nullptr, ring + map_y % POOL_KERNEL * map_row, channels, true},
+                      channels, bias, nullptr, 0, ring + map_y % POOL_KERNEL * map_row, channels, true},
                      map_width, channels, last_columns);
         const float* rows[POOL_KERNEL];
         for (int64_t row = top; row < bottom; ++row) rows[row - top] = ring + row % POOL_KERNEL * map_row;
@@ -441,13 +448,18 @@ void stem_rows(const Image& image, const float* weight, const float* bias, int64
 
 extern "C" {
 
-// out = relu?(secondary(primary(in)) + bias + residual?), out and residual (N, H', W', M, L), which may be the same memory.
-void igc_unit(float* out, const float* in, const float* primary, const float* secondary, const float* bias, const float* residual,
+// out = relu?(secondary(primary(in)) + bias + residual?), out and residual (N, H', W', M, L), which may be the same memory. With a
+// `projection` the residual is the input of the shortcut (N, height, width, m, L), and what is added is projection(residual) + its bias.
+void igc_unit(float* out, const float* in, const float* primary, const float* secondary, const float* bias,
+              const float* residual, const float* projection, const float* projection_bias,
               int64_t images, int64_t height, int64_t width, int64_t in_planes, int64_t planes, int64_t channels,
-              int64_t kernel, int64_t stride, int64_t dilation, int64_t relu, int64_t threads) {
+              int64_t kernel, int64_t stride, int64_t dilation, int64_t relu,
+              int64_t shortcut_height, int64_t shortcut_width, int64_t shortcut_planes, int64_t shortcut_stride, int64_t threads) {
     const int64_t L = channels, row = ceil_div(L, 16) * 16;
     const Primary p = {height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, L, kernel, stride, dilation,
                        in, primary, nullptr};
+    const Primary shortcut = {shortcut_height, shortcut_width, p.out_height, p.out_width, shortcut_planes, L, 1, shortcut_stride, 1,
+                              residual, projection, projection_bias};
     const int64_t pixels = images * p.out_height * p.out_width;
     const Split s = split(pixels, planes, L, in_planes * kernel * kernel, threads);
     const int64_t most = ceil_div(pixels, s.tiles), part = ceil_div(ceil_div(L, s.parts), 64) * 64;
@@ -456,26 +468,21 @@ void igc_unit(float* out, const float* in, const float* primary, const float* se
         const int64_t column = item / s.tiles % s.parts * part, first = item / s.tiles / s.parts * s.group;
         const int64_t group = std::min(s.group, planes - first);
         if (column >= L) return;
-        float* rows = scratch(s.group * most * row + L * LANES);
-        convolve(p, begin, end, first, group, {rows, row, most * row});
+        const int64_t plane_rows = most * row, buffer = s.group * plane_rows;
+        float* rows = scratch((projection ? 2 : 1) * buffer + L * LANES);
+        float* copy = rows + buffer;
+        float* added = copy + L * LANES;
+        convolve(p, begin, end, first, group, {rows, row, plane_rows});
+        if (projection) convolve(shortcut, begin, end, first, group, {added, row, plane_rows});
         for (int64_t j = 0; j < group; ++j) {
             const int64_t plane = first + j, at = begin * planes * L + plane * L;
-            Product product = {rows + j * most * row, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
-                               residual ? residual + at : nullptr, out + at, planes * L, relu != 0};
+            Product product = {rows + j * plane_rows, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
+                               residual, planes * L, out + at, planes * L, relu != 0};
+            if (projection) product.residual = added + j * plane_rows, product.residual_pixel = row;
+            else if (residual) product.residual += at;
             product.skip_columns(column);
-            multiply(product, end - begin, std::min(part, L - column), rows + s.group * most * row);
+            multiply(product, end - begin, std::min(part, L - column), copy);
         }
-    });
-}
-
-// out = projection(in) + bias, out (N, H', W', M, L): the shortcut where the width or the stride changes.
-void igc_projection(float* out, const float* in, const float* projection, const float* bias, int64_t images, int64_t height,
-                    int64_t width, int64_t in_planes, int64_t planes, int64_t channels, int64_t stride, int64_t threads) {
-    const Primary p = {height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, channels, 1, stride, 1,
-                       in, projection, bias};
-    const int64_t rows = images * p.out_height, pixel = planes * channels;
-    parallel(threads, rows, [&](int64_t row) {
-        convolve(p, row * p.out_width, (row + 1) * p.out_width, 0, planes, {out + row * p.out_width * pixel, pixel, channels});
     });
 }
 
