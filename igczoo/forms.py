@@ -64,7 +64,7 @@ class Planar(nn.Module):
 
 
 class Fused(nn.Module):
-    """Both convolutions in one kernel on a CPU in float32, elsewhere as `Planar`. In planar order."""
+    """Both convolutions in one kernel on a CPU in float32 and bfloat16, elsewhere as `Planar`. In planar order."""
 
     def __init__(self, layer: Folded):
         super().__init__()

@@ -37,15 +37,16 @@ def planar(L, m):
 
 
 def layer(L, m, M, k=3, stride=1, dilation=1):
-    """An IGConv2d with random weights, and (primary, secondary, bias) of the unit that computes it, all float64."""
-    conv = IGConv2d(m * L, M * L, L, k, stride, dilation, dtype=torch.float64).requires_grad_(False)
+    """An IGConv2d with random weights, and (primary, secondary, bias) of the unit that computes it, all float64 without rounding error in
+    bfloat16."""
+    conv = IGConv2d(m * L, M * L, L, k, stride, dilation).requires_grad_(False).bfloat16().double()
     primary, secondary = torch.empty(M, m, k, k, L, dtype=torch.float64), torch.empty(M, L, L, dtype=torch.float64)
     for j in range(M):
         for channel in range(L):
             for i in range(m):
                 primary[j, i, :, :, channel] = conv.primary.weight[channel * M + j, i]
             secondary[j, channel] = conv.secondary.weight[j * L:(j + 1) * L, channel, 0, 0]
-    return conv, (primary, secondary, torch.randn(M, L, dtype=torch.float64))
+    return conv, (primary, secondary, numbers(M, L))
 
 
 def expected_unit(conv, bias, x, m, residual=None, relu=True):
@@ -58,18 +59,34 @@ def expected_unit(conv, bias, x, m, residual=None, relu=True):
     return y.relu() if relu else y
 
 
+def numbers(*shape):
+    return torch.randn(*shape).bfloat16().double()
+
+
 def image(*shape):
-    return torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    return numbers(*shape).contiguous(memory_format=torch.channels_last)
 
 
-def single(tensors):
-    return [None if tensor is None else tensor.float() for tensor in tensors]
+def to(dtype, tensors):
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def assert_close(found, expected):
-    """float32 against float64, relative to the largest value."""
+TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-5, 3e-6), torch.bfloat16: (2 ** -8, 2 ** -8)}
+
+
+def assert_close(found, expected, roundings=1):
+    """Against float64, relative to the number and to the largest one; of bfloat16 so many maps are rounded on the way."""
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=3e-6 * (1 + expected.abs().max().item()))
+    rtol, atol = TOLERANCES[found.dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=atol * roundings * (1 + expected.abs().max().item()))
+
+
+@pytest.fixture(params=TOLERANCES, ids=str)
+def dtype(request):
+    """Of the operators: float64 is computed by torch, the others by the kernel."""
+    if request.param is not torch.float64:
+        request.getfixturevalue('compiled')
+    return request.param
 
 
 SHAPES = [  # L, m, M, k, stride, dilation, N, H, W
@@ -89,8 +106,7 @@ SHAPES = [  # L, m, M, k, stride, dilation, N, H, W
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('kind', ['float64', 'float32'])
-def test_unit_is_the_layer(shape, kind, request):
+def test_unit_is_the_layer(shape, dtype):
     L, m, M, k, stride, dilation, N, H, W = shape
     torch.manual_seed(0)
     conv, weights = layer(L, m, M, k, stride, dilation)
@@ -98,26 +114,20 @@ def test_unit_is_the_layer(shape, kind, request):
     residual = image(N, M * L, -(-H // stride), -(-W // stride))
     for shortcut, relu in ((residual, True), (None, False)):
         expected = expected_unit(conv, weights[2], x, m, shortcut, relu)
-        if kind == 'float64':
-            found = kernels.unit(x, *weights, shortcut, relu, stride, dilation)
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        else:
-            request.getfixturevalue('compiled')
-            assert_close(kernels.unit(*single((x, *weights, shortcut)), relu, stride, dilation), expected)
+        assert_close(kernels.unit(*to(dtype, (x, *weights, shortcut)), relu, stride, dilation), expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     L=st.integers(1, 70), m=st.integers(1, 4), M=st.integers(1, 4), k=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3),
     dilation=st.integers(1, 3), N=st.integers(1, 3), H=st.integers(1, 12), W=st.integers(1, 12), threads=st.integers(1, 5),
-    seed=st.integers(0, 2 ** 31))
-def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W, threads, seed):
+    seed=st.integers(0, 2 ** 31), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W, threads, seed, dtype):
     torch.manual_seed(seed)
-    x, primary, secondary, bias = image(N, m * L, H, W), torch.randn(M, m, k, k, L), torch.randn(M, L, L), torch.randn(M, L)
-    weights = [tensor.double() for tensor in (primary, secondary, bias)]
-    expected = kernels.torch_unit(x, *weights, None, True, stride, dilation)
+    tensors = image(N, m * L, H, W), numbers(M, m, k, k, L), numbers(M, L, L), numbers(M, L)
+    expected = kernels.torch_unit(*tensors, None, True, stride, dilation)
     with use_threads(threads):
-        assert_close(kernels.unit(*single((x, *weights)), None, True, stride, dilation), expected)
+        assert_close(kernels.unit(*to(dtype, tensors), None, True, stride, dilation), expected)
 
 
 def block_and_expected(x, m, stride, L=20, M=2):
@@ -126,7 +136,7 @@ def block_and_expected(x, m, stride, L=20, M=2):
     conv2, weights2 = layer(L, M, M, dilation=3)
     shortcut, projection = x, ()
     if (m, stride) != (M, 1):
-        projection = torch.randn(M, m, L, dtype=torch.float64), torch.randn(M, L, dtype=torch.float64)
+        projection = numbers(M, m, L), numbers(M, L)
         planes = x[:, :, ::stride, ::stride].unflatten(1, (m, L))
         shortcut = torch.einsum('jil,nilyx->njlyx', projection[0], planes).flatten(1, 2) + projection[1].view(M * L, 1, 1)
     y = expected_unit(conv1, weights1[2], x, m)
@@ -134,61 +144,52 @@ def block_and_expected(x, m, stride, L=20, M=2):
     return block, expected_unit(conv2, weights2[2], y, M, shortcut)
 
 
-def single_block(block):
-    return block._replace(unit1=tuple(single(block.unit1)), unit2=tuple(single(block.unit2)), projection=tuple(single(block.projection)))
+def block_to(dtype, block):
+    parts = {part: tuple(to(dtype, getattr(block, part))) for part in ('unit1', 'unit2', 'projection')}
+    return block._replace(**parts)
 
 
 @pytest.mark.parametrize('geometry', [[(2, 1)], [(1, 2)], [(1, 1)], [(4, 2)], [(2, 1), (2, 1), (2, 2), (2, 1), (2, 2)], [(3, 1), (2, 1)]])
 @pytest.mark.parametrize('N', [1, 3])
-@pytest.mark.parametrize('kind', ['float64', 'float32'])
-def test_blocks_are_their_layers(geometry, N, kind, request):
+def test_blocks_are_their_layers(geometry, N, dtype):
     torch.manual_seed(0)
     x = expected = image(N, geometry[0][0] * 20, 9, 7)
     blocks = []
     for m, stride in geometry:
         block, expected = block_and_expected(expected, m, stride)
         blocks.append(block)
-    if kind == 'float64':
-        torch.testing.assert_close(kernels.residual_blocks(x, blocks), expected, rtol=1e-12, atol=1e-12 * expected.abs().max().item())
-    else:
-        request.getfixturevalue('compiled')
-        assert_close(kernels.residual_blocks(x.float(), [single_block(block) for block in blocks]), expected)
+    found = kernels.residual_blocks(x.to(dtype), [block_to(dtype, block) for block in blocks])
+    assert_close(found, expected, roundings=4 * len(blocks))
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 224, 50, 100), (3, 3, 37, 41, 24), (2, 1, 8, 9, 3), (1, 4, 1, 1, 17), (2, 3, 5, 64, 9)])
-@pytest.mark.parametrize('kind', ['float64', 'float32'])
-def test_stem_is_convolution_and_pooling(shape, kind, request):
+def test_stem_is_convolution_and_pooling(shape, dtype):
     N, c, H, W, C = shape
     torch.manual_seed(0)
-    conv, pool = torch.nn.Conv2d(c, C, 7, 2, 3, dtype=torch.float64).requires_grad_(False), torch.nn.MaxPool2d(3, 2, 1)
-    for x in (image(N, c, H, W), torch.randn(N, c, H, W, dtype=torch.float64), image(N, c, H, 2 * W)[..., ::2]):
+    conv, pool = torch.nn.Conv2d(c, C, 7, 2, 3).requires_grad_(False).bfloat16().double(), torch.nn.MaxPool2d(3, 2, 1)
+    for x in (image(N, c, H, W), numbers(N, c, H, W), image(N, c, H, 2 * W)[..., ::2]):
         expected = pool(conv(x).relu())
-        tensors = (x, conv.weight.permute(2, 3, 1, 0), conv.bias)
-        if kind == 'float64':
-            torch.testing.assert_close(kernels.stem(*tensors), expected, rtol=1e-12, atol=1e-12)
-        else:
-            request.getfixturevalue('compiled')
-            assert_close(kernels.stem(*single(tensors)), expected)
+        assert_close(kernels.stem(*to(dtype, (x, conv.weight.permute(2, 3, 1, 0), conv.bias))), expected)
 
 
-def some_stem(N=2):
+def some_stem(N=2, dtype=torch.float32):
     torch.manual_seed(0)
-    return [torch.randn(N, 3, 45, 38), torch.randn(7, 7, 3, 20), torch.randn(20)]
+    return to(dtype, [torch.randn(N, 3, 45, 38), torch.randn(7, 7, 3, 20), torch.randn(20)])
 
 
 def some_unit(L=20, m=2, M=2, N=2, H=7, W=6, dtype=torch.float32):
     torch.manual_seed(0)
     _, weights = layer(L, m, M)
-    return [tensor.to(dtype) for tensor in (image(N, m * L, H, W), *weights)]
+    return to(dtype, (image(N, m * L, H, W), *weights))
 
 
-def some_blocks(N=5, projected=True):
+def some_blocks(N=5, projected=True, dtype=torch.float32):
     """An image batch and two blocks, the second one of half the height and width where ``projected``."""
-    x, *weights1 = single(some_unit(N=N))
-    _, *weights2 = single(some_unit(N=N))
-    projection = (torch.randn(2, 2, 20), torch.randn(2, 20)) if projected else ()
+    x, *weights1 = some_unit(N=N, dtype=dtype)
+    _, *weights2 = some_unit(N=N, dtype=dtype)
+    projection = to(dtype, (torch.randn(2, 2, 20), torch.randn(2, 20))) if projected else ()
     return x, [kernels.Block(tuple(weights1), tuple(weights2), (), 1, 1, 1),
-               kernels.Block(tuple(weights2), tuple(weights1), projection, 1 + projected, 1, 1)]
+               kernels.Block(tuple(weights2), tuple(weights1), tuple(projection), 1 + projected, 1, 1)]
 
 
 # What holds besides ---------------------------------------------------------------------------------------------------------------------
@@ -201,39 +202,44 @@ def test_residual_may_be_the_output(compiled):
     assert torch.equal(residual, expected)
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_nan_comes_through(compiled, value):
-    x, *weights = some_unit(L=18)
+@pytest.mark.parametrize('value', [float('nan'), -float('nan'), float('inf')])
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('L', [17, 18])
+def test_nan_comes_through(compiled, value, kind, L):
+    close = dict(rtol=1e-4, atol=1e-4) if kind is torch.float32 else dict(rtol=2 ** -6, atol=2 ** -4)
+    x, *weights = some_unit(L=L, dtype=kind)
     x[1, 3, 2, 5] = value
     found, expected = kernels.unit(x, *weights), kernels.torch_unit(x, *weights)
     assert found.isnan().any() or found.isinf().any()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
-    x, weight, bias = some_stem()
+    torch.testing.assert_close(found, expected, **close, equal_nan=True)
+    x, weight, bias = some_stem(dtype=kind)
     x[1, 2, 20, 20] = value
     found, expected = kernels.stem(x, weight, bias), kernels.torch_stem(x, weight, bias)
     assert found.isnan().any() or found.isinf().any()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(found, expected, **close, equal_nan=True)
 
 
 @pytest.mark.parametrize('projected', [True, False])
-def test_chunks_change_nothing(compiled, monkeypatch, projected):
-    x, blocks = some_blocks(projected=projected)
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
+def test_chunks_change_nothing(compiled, monkeypatch, projected, kind):
+    x, blocks = some_blocks(projected=projected, dtype=kind)
     kept, whole = x.clone(), kernels.residual_blocks(x, blocks)
     for images in (1, 2, 3):
-        monkeypatch.setattr(kernels, 'CHUNK_BYTES', images * 40 * 7 * 6 * 4)
+        monkeypatch.setattr(kernels, 'CHUNK_BYTES', images * 40 * 7 * 6 * kind.itemsize)
         assert torch.equal(kernels.residual_blocks(x, blocks), whole)
         assert torch.equal(torch.cat([kernels.residual_blocks(part, blocks) for part in x.split(2)]), whole)
     assert torch.equal(x, kept)
 
 
-def test_threads_and_batches_change_no_bit(compiled):
-    x, *weights = some_unit(L=132, N=3, H=9, W=13)
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
+def test_threads_and_batches_change_no_bit(compiled, kind):
+    x, *weights = some_unit(L=132, N=3, H=9, W=13, dtype=kind)
     expected = kernels.unit(x, *weights)
     for threads in (1, 2, 3, 16):
         with use_threads(threads):
             assert torch.equal(kernels.unit(x, *weights), expected)
     assert torch.equal(torch.cat([kernels.unit(one, *weights) for one in x.split(1)]), expected)
-    stem = some_stem()
+    stem = some_stem(dtype=kind)
     expected = kernels.stem(*stem)
     for threads in (2, 7):
         with use_threads(threads):
@@ -252,9 +258,23 @@ def test_any_memory_format_and_an_empty_batch(compiled):
     assert kernels.residual_blocks(x[:0], blocks).shape == (0, 40, 4, 3)
 
 
-def test_bfloat16_is_left_to_torch(compiled):
-    tensors = some_unit(dtype=torch.bfloat16)
+def test_other_kinds_are_left_to_torch(compiled):
+    tensors = some_unit(dtype=torch.float16)
     assert torch.equal(kernels.unit(*tensors), kernels.torch_unit(*tensors))
+    assert not kernels.takes(torch.empty(1), torch.empty(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize('x', [1., 1 + 2 ** -9, 1 + 3 * 2 ** -9, 2 ** -133, 1e-40, 3.3895e38, 3.4e38, float('inf'), float('nan')])
+def test_bfloat16_is_rounded_to_the_nearest(compiled, x):
+    """A unit whose weights are 1 gives its bias added to 0 in float32, and rounds that once."""
+    tensors = some_unit(L=2, m=1, M=1, dtype=torch.bfloat16)
+    high = torch.tensor(x).bfloat16()
+    low = (torch.tensor(x).double() - high.double()).bfloat16() if high.isfinite() else torch.zeros(())
+    primary, secondary = torch.zeros_like(tensors[1]), torch.zeros_like(tensors[2])
+    residual = high.expand(2, 2, 7, 6)
+    found = kernels.unit(tensors[0], primary, secondary, low.bfloat16().expand(1, 2), residual, False)
+    expected = (low.float() + high.float()).bfloat16()
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=0, atol=0, equal_nan=True)
 
 
 def test_misfits_are_named():

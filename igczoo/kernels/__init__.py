@@ -9,7 +9,7 @@ returns is in channels_last memory. BatchNorm is folded into the weights:
     projection  (M, m, L)         output plane, input plane, channel: the 1x1 shortcut where width or stride changes
     stem        (7, 7, c, C)      kernel row and column, channel of the image, channel of the stem
 
-The kernel takes float32 on a CPU, once `load` has returned True; everything else, and every gradient, is computed by `torch_unit`,
+The kernel takes float32 and bfloat16 on a CPU, once `load` has returned True; all else, and every gradient, is computed by `torch_unit`,
 `torch_residual_blocks` and `torch_stem`, which define what the operators mean.
 """
 import ctypes
@@ -118,7 +118,7 @@ def unit(
         raise ValueError(f'unit: residual is {tuple(residual.shape)}; it must have the output\'s shape, {shape}')
     if not takes(x, primary, secondary, bias, residual):
         return torch_unit(x, primary, secondary, bias, residual, relu, stride, dilation)
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     _run_unit(out, _nhwc(x), primary, secondary, bias, residual if residual is None else _nhwc(residual), relu, stride, dilation)
     return out
 
@@ -145,8 +145,8 @@ def _residual_blocks(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int
     shapes = _block_shapes(x, blocks)
     if not takes(x, *tensors):
         return torch_residual_blocks(x, blocks)
-    out = torch.empty(shapes[-1], memory_format=torch.channels_last)
-    _run_levels(out, _nhwc(x), _levels(blocks, shapes))
+    out = torch.empty(shapes[-1], dtype=x.dtype, memory_format=torch.channels_last)
+    _run_levels(out, _nhwc(x), _levels(blocks, shapes, x.dtype))
     return out
 
 
@@ -168,7 +168,7 @@ def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     shape = _stem_shape(x, weight, bias)
     if not takes(x, weight, bias):
         return torch_stem(x, weight, bias)
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     _run_stem(out, x, weight, bias)
     return out
 
@@ -292,10 +292,13 @@ _differentiate(stem, torch_stem)
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
 
+KINDS = [{(dtype, True)} for dtype in (torch.float32, torch.bfloat16)]
+
+
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernel is ready and of the kind of these tensors: float32 on a CPU."""
-    return _kernel is not None and all(
-        tensor is None or (tensor.dtype is torch.float32 and tensor.is_cpu) for tensor in tensors)
+    """Whether the kernel is ready and for tensors like these: on a CPU, all of them float32 or all bfloat16."""
+    kinds = {(tensor.dtype, tensor.is_cpu) for tensor in tensors if tensor is not None}
+    return _kernel is not None and kinds in KINDS
 
 
 def _run_unit(
@@ -315,7 +318,7 @@ def _run_unit(
             out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
             *(None if tensor is None else tensor.data_ptr() for tensor in (residual, *(projection or (None, None)))),
             N, H, W, m, M, L, k, stride, dilation, relu, *residual_shape[2:], residual_shape[1] // L, residual_stride,
-            torch.get_num_threads())
+            x.element_size(), torch.get_num_threads())
 
 
 class Level(NamedTuple):
@@ -326,15 +329,16 @@ class Level(NamedTuple):
     input: Tensor | None    # (images, channels, H, W), what the level before gives; None for the first level
 
 
-def _levels(blocks: Sequence[Block], shapes: Sequence[tuple[int, ...]]) -> list[Level]:
+def _levels(blocks: Sequence[Block], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Level]:
+    empty = functools.partial(torch.empty, dtype=dtype, memory_format=torch.channels_last)
     levels: list[Level] = []
     for number, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
         if number and not block.projection:
             levels[-1].blocks.append(block)
             continue
-        images = min(shape[0], max(1, CHUNK_BYTES // max(1, 4 * math.prod(shape[1:]))))
-        before = None if number == 0 else torch.empty((images, *shapes[number - 1][1:]), memory_format=torch.channels_last)
-        levels.append(Level([block], images, torch.empty((images, *shape[1:]), memory_format=torch.channels_last), before))
+        images = min(shape[0], max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:]))))
+        before = None if number == 0 else empty((images, *shapes[number - 1][1:]))
+        levels.append(Level([block], images, empty((images, *shape[1:])), before))
     return levels
 
 
@@ -363,7 +367,7 @@ def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     weight, bias = weight.contiguous(), bias.contiguous()
     if out.numel():
         _kernel.igc_stem(out.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *x.shape, *x.stride(), len(bias),
-                         torch.get_num_threads())
+                         x.element_size(), torch.get_num_threads())
 
 
 # Compiling it -------------------------------------------------------------------------------------------------------------------------
@@ -476,6 +480,6 @@ def _library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f'the compiled kernel does not load: {error}') from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 15, None
-    library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
+    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 16, None
+    library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 11, None
     return library
