@@ -33,15 +33,16 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
         model: an `IGCNet` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
         example: (N, in_chans, H, W) of the device and dtype of the model, to choose by measurement.
         portable: use nothing but PyTorch's own operations, as an export to another engine needs.
-        build: compile the fused kernel for CPUs if that has not been done on this machine yet, which takes some seconds once; where
-            it cannot be compiled, the layers take other forms.
+        build: compile the fused kernel for a model on a CPU if that has not been done on this machine yet, which takes some ten seconds
+            once; where it cannot be compiled, the layers take other forms.
 
     Raises:
         ValueError: there is nothing to deploy in the model, it is in training mode or has forward hooks, or one of its norm layers
             is not BatchNorm2d with running statistics.
     """
     _check(model)
-    kernels.load(build=build and not portable)
+    weight = next(model.parameters())
+    kernels.load(build=build and weight.is_cpu and not portable, dtype=weight.dtype)
     model = copy.deepcopy(model)
     choose = partial(by_rule, portable=portable) if example is None else _by_measurement(model, example, portable)
     _replace_parts(model, choose, portable)

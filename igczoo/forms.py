@@ -145,7 +145,7 @@ def forms_of(layer: Folded, portable: bool = False) -> list[str]:
         portable: only those of PyTorch's own operations.
     """
     if layer.planar:
-        fused = not portable and kernels.load(build=False) and kernels.takes(layer.primary)
+        fused = not portable and kernels.load(build=False, dtype=layer.primary.dtype) and kernels.takes(layer.primary)
         return [*['fused'] * fused, 'planar', 'dense']
     M, m, k, _, L = layer.primary.shape
     mixed, dense = L * M * (m * k * k + L * M), L * M * L * m * k * k

@@ -25,8 +25,9 @@ def use_threads(threads):
 
 @pytest.fixture(scope='session')
 def compiled():
-    if not kernels.load(build=True):
-        pytest.skip(kernels.why_not())
+    for dtype in kernels.NUMBERS:
+        if not kernels.load(build=True, dtype=dtype):
+            pytest.skip(kernels.why_not())
 
 
 # The layers and their planar form, by indices of this file's own ------------------------------------------------------------------------
@@ -377,7 +378,7 @@ def test_exported(compiled):
 @pytest.fixture
 def unloaded(monkeypatch, tmp_path):
     """As in a new process with an empty cache, which is returned."""
-    monkeypatch.setattr(kernels, '_kernel', None)
+    monkeypatch.setattr(kernels, '_kernels', {})
     monkeypatch.setattr(kernels, '_why_not', '')
     monkeypatch.setattr(kernels, 'FLAGS', ('-std=c++17', '-O0', '-fPIC', '-shared'))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
@@ -394,7 +395,7 @@ def assert_works_without():
 
 def test_nothing_is_compiled_unasked(compiled, unloaded):
     assert not kernels.load(build=False)
-    assert 'is not there yet; igczoo.kernels.load(build=True) compiles it' in kernels.why_not()
+    assert 'is not there yet; igczoo.kernels.load(build=True, dtype=torch.float32) compiles it' in kernels.why_not()
     assert not unloaded.exists()
     assert_works_without()
 
@@ -403,12 +404,21 @@ def test_compiled_once_and_found_again(compiled, unloaded, monkeypatch):
     assert kernels.load(build=True)
     assert kernels.why_not() == ''
     assert len(list(unloaded.iterdir())) == 1
-    monkeypatch.setattr(kernels, '_kernel', None)
+    monkeypatch.setattr(kernels, '_kernels', {})
     monkeypatch.setattr(kernels, '_compile', None)
     kernels._try.cache_clear()
     assert kernels.load(build=False)
     tensors = some_unit()
     torch.testing.assert_close(kernels.unit(*tensors), kernels.torch_unit(*tensors), rtol=1e-4, atol=1e-4)
+
+
+def test_each_type_has_a_kernel_of_its_own(compiled, unloaded):
+    assert kernels.load(build=True, dtype=torch.bfloat16)
+    assert kernels.takes(torch.empty(1, dtype=torch.bfloat16)) and not kernels.takes(torch.empty(1))
+    assert not kernels.load(build=True, dtype=torch.float64)
+    assert kernels.why_not() == 'the kernel is for torch.float32 and torch.bfloat16; this is torch.float64'
+    assert kernels.load(build=False, dtype=torch.bfloat16)
+    assert kernels.why_not() == ''
 
 
 def test_a_damaged_library_is_named(compiled, unloaded):

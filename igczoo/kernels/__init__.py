@@ -292,13 +292,10 @@ _differentiate(stem, torch_stem)
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
 
-KINDS = [{(dtype, True)} for dtype in (torch.float32, torch.bfloat16)]
-
-
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernel is ready and for tensors like these: on a CPU, all of them float32 or all bfloat16."""
-    kinds = {(tensor.dtype, tensor.is_cpu) for tensor in tensors if tensor is not None}
-    return _kernel is not None and kinds in KINDS
+    """Whether the kernel is ready for these tensors: on a CPU, all of one type."""
+    dtypes = {tensor.dtype if tensor.is_cpu else None for tensor in tensors if tensor is not None}
+    return len(dtypes) == 1 and dtypes <= _kernels.keys()
 
 
 def _run_unit(
@@ -314,11 +311,11 @@ def _run_unit(
     M, m, k, _, L = primary.shape
     residual_shape = (0, 0, 0, 0) if residual is None else residual.shape
     if out.numel():
-        _kernel.igc_unit(
+        _kernels[x.dtype].igc_unit(
             out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
             *(None if tensor is None else tensor.data_ptr() for tensor in (residual, *(projection or (None, None)))),
             N, H, W, m, M, L, k, stride, dilation, relu, *residual_shape[2:], residual_shape[1] // L, residual_stride,
-            x.element_size(), torch.get_num_threads())
+            torch.get_num_threads())
 
 
 class Level(NamedTuple):
@@ -366,18 +363,19 @@ def _run_block(out: Tensor, x: Tensor, between: Tensor, block: Block) -> None:
 def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     weight, bias = weight.contiguous(), bias.contiguous()
     if out.numel():
-        _kernel.igc_stem(out.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *x.shape, *x.stride(), len(bias),
-                         x.element_size(), torch.get_num_threads())
+        _kernels[x.dtype].igc_stem(out.data_ptr(), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), *x.shape, *x.stride(), len(bias),
+                                   torch.get_num_threads())
 
 
 # Compiling it -------------------------------------------------------------------------------------------------------------------------
 
 SOURCE = Path(__file__).with_name('unit.cpp')
+NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as the source calls them
 # No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
 FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
 
 _lock = threading.Lock()
-_kernel: ctypes.CDLL | None = None
+_kernels: dict[torch.dtype, ctypes.CDLL] = {}
 _why_not = 'nobody has asked for it yet: igczoo.kernels.load(build=True) compiles and loads it'
 
 
@@ -385,54 +383,59 @@ class Unavailable(Exception):
     """The kernel cannot be had here; the message says why, in one line."""
 
 
-def load(build: bool) -> bool:
-    """Have the operators use the kernel from now on.
+def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
+    """Have the operators use the kernel for tensors of this type from now on.
 
-    It is compiled once for a source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or ~/.cache.
+    It is compiled once for a type, source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or ~/.cache.
 
     Args:
-        build: compile it where that has not been done; takes some seconds. Otherwise only a compiled one is taken.
+        build: compile it where that has not been done; takes some ten seconds. Otherwise only a compiled one is taken.
+        dtype: float32 or bfloat16; there is none for another.
 
     Returns:
         Whether the kernel is ready. If not, `why_not` says why, and the operators work all the same.
     """
-    global _kernel, _why_not
+    global _why_not
     with _lock:
-        if _kernel is None:
-            _kernel, _why_not = _try(build)
-    return _kernel is not None
+        kernel, _why_not = (_kernels[dtype], '') if dtype in _kernels else _try(build, dtype)
+        if kernel is not None:
+            _kernels[dtype] = kernel
+    return kernel is not None
 
 
 def why_not() -> str:
-    """Why the kernel is not ready, in one line; '' if it is."""
+    """Why the kernel that was asked for last is not ready, in one line; '' if it is."""
     return _why_not
 
 
 @functools.cache
-def _try(build: bool) -> tuple[ctypes.CDLL | None, str]:
+def _try(build: bool, dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     try:
-        return _open(build), ''
+        return _open(build, dtype), ''
     except Unavailable as error:
         return None, str(error)
     except (OSError, subprocess.SubprocessError) as error:
         return None, ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
-def _open(build: bool) -> ctypes.CDLL:
+def _open(build: bool, dtype: torch.dtype) -> ctypes.CDLL:
     """The compiled kernel, from the cache or compiled now; in a folder of this process alone where the cache cannot be written."""
     if sys.platform != 'linux':
         raise Unavailable(f'the kernel is for Linux; this is {sys.platform}')
+    if dtype not in NUMBERS:
+        raise Unavailable(f'the kernel is for {" and ".join(map(str, NUMBERS))}; this is {dtype}')
     compiler = _compiler()
     version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
-    digest = hashlib.sha256(b'\0'.join([SOURCE.read_bytes(), ' '.join([*compiler, *FLAGS]).encode(), version, _cpu().encode()])).hexdigest()
+    command = [*compiler, *FLAGS, f'-DNUMBER={NUMBERS[dtype]}']
+    digest = hashlib.sha256(b'\0'.join([SOURCE.read_bytes(), ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
     cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
     if cached.is_file():
         return _library(cached)
     if not build:
-        raise Unavailable(f'{cached} is not there yet; igczoo.kernels.load(build=True) compiles it')
+        raise Unavailable(f'{cached} is not there yet; igczoo.kernels.load(build=True, dtype={dtype}) compiles it')
     with _folder_beside(cached) as folder:
         fresh = Path(folder, cached.name)
-        _compile([*compiler, *FLAGS, str(SOURCE), '-o', str(fresh)])
+        _compile([*command, str(SOURCE), '-o', str(fresh)])
         library = _library(fresh)
         with suppress(OSError):         # read-only: the library stays loaded though its folder goes
             os.replace(fresh, cached)
@@ -480,6 +483,6 @@ def _library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f'the compiled kernel does not load: {error}') from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 16, None
-    library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 11, None
+    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 15, None
+    library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
     return library

@@ -1,4 +1,5 @@
-// IGC units on a CPU, fused: what __init__.py describes, for contiguous float32 or bfloat16 in channels_last memory.
+// IGC units on a CPU, fused: what __init__.py describes, for contiguous numbers in channels_last memory. NUMBER is their type: float, or
+// bfloat16.
 //
 // For a tile of pixels at a time, the primary convolution goes into a buffer that stays in the cache, and from there a matrix product
 // for each plane, the secondary convolution, to the output with bias, residual and ReLU. Every output is summed in one fixed order, so
@@ -39,6 +40,8 @@ constexpr int RUN = REGISTERS == 32 ? 8 : 4;                        // pixels of
 struct bfloat16 {
     uint16_t bits;                                                  // the upper half of a float
 };
+
+using Number = NUMBER;
 
 template <int N>
 struct Vectors {
@@ -150,23 +153,21 @@ void parallel(int64_t threads, int64_t items, const Work& work) {
 
 // Primary convolution ---------------------------------------------------------------------------------------------------------------
 
-template <class T>
 struct Primary {
     int64_t height, width, out_height, out_width;
     int64_t in_planes, channels;                                    // m, L
     int64_t kernel, stride, dilation;
-    const T* in;                                                    // (N, H, W, m, L)
-    const T* weight;                                                // (M, m, k, k, L)
-    const T* bias;                                                  // (M, L), or null
+    const Number* in;                                               // (N, H, W, m, L)
+    const Number* weight;                                           // (M, m, k, k, L)
+    const Number* bias;                                             // (M, L), or null
 
     int64_t pixel() const { return in_planes * channels; }
     int64_t plane_weight() const { return pixel() * kernel * kernel; }
     int64_t padding() const { return dilation * (kernel / 2); }
 };
 
-template <class T>
 struct Target {
-    T* out;                                                         // the first pixel of the first plane
+    Number* out;                                                    // the first pixel of the first plane
     int64_t pixel, plane;                                           // numbers from one to the next
 };
 
@@ -174,8 +175,7 @@ struct Taps {
     int64_t begin, end;                                             // those of a kernel's rows or columns that lie inside the map
 };
 
-template <class T>
-inline Taps taps_inside(const Primary<T>& p, int64_t position, int64_t size) {
+inline Taps taps_inside(const Primary& p, int64_t position, int64_t size) {
     const int64_t first = position * p.stride - p.padding();
     return {first < 0 ? ceil_div(-first, p.dilation) : 0, std::min(p.kernel, (size - 1 - first) / p.dilation + 1)};
 }
@@ -183,9 +183,9 @@ inline Taps taps_inside(const Primary<T>& p, int64_t position, int64_t size) {
 // N channels of `run` pixels in `planes` planes: a weight serves all these pixels, an input all these planes. With a `window`, a kernel
 // three columns wide that moves by one, an input serves its neighbours as well. `columns` begin at the first pixel's first tap inside
 // the map and end with the last pixel's last.
-template <int N, int planes, int run, bool window, class T>
+template <int N, int planes, int run, bool window>
 __attribute__((always_inline)) inline void convolve_channels(
-    const Primary<T>& p, const T* in, const T* weight, const T* bias, Target<T> target, Taps rows, Taps columns) {
+    const Primary& p, const Number* in, const Number* weight, const Number* bias, Target target, Taps rows, Taps columns) {
     const int64_t L = p.channels, pixel = p.pixel();
     Vector<N> sum[planes][run];
 #pragma GCC unroll 2
@@ -194,8 +194,8 @@ __attribute__((always_inline)) inline void convolve_channels(
         for (int r = 0; r < run; ++r) sum[j][r] = bias ? load<N>(bias + j * L) : Vector<N>{};
     for (int64_t i = 0; i < p.in_planes; ++i)
         for (int64_t ky = rows.begin; ky < rows.end; ++ky) {
-            const T* w = weight + (i * p.kernel + ky) * p.kernel * L;
-            const T* x = in + ky * p.dilation * p.width * pixel + i * L;
+            const Number* w = weight + (i * p.kernel + ky) * p.kernel * L;
+            const Number* x = in + ky * p.dilation * p.width * pixel + i * L;
             if constexpr (window) {
                 Vector<N> taps[planes][3];
 #pragma GCC unroll 2
@@ -233,9 +233,10 @@ __attribute__((always_inline)) inline void convolve_channels(
 }
 
 // On the way it fetches what the next run reads first of all: that run's lowest rows of the input, from the pixel `next` on.
-template <int planes, int run, bool window, class T>
+template <int planes, int run, bool window>
 __attribute__((noinline)) void convolve_run(
-    const Primary<T>& p, const T* in, const T* next, const T* weight, const T* bias, Target<T> target, Taps rows, Taps columns) {
+    const Primary& p, const Number* in, const Number* next, const Number* weight, const Number* bias, Target target, Taps rows,
+    Taps columns) {
     int64_t c = 0;
     over_lanes([&](auto lanes) __attribute__((always_inline)) {
         for (; c + lanes <= p.channels; c += lanes) {
@@ -244,14 +245,13 @@ __attribute__((noinline)) void convolve_run(
                     for (int64_t i = 0; i < p.in_planes; ++i)
                         __builtin_prefetch(next + (x - y * p.width) * p.pixel() + i * p.channels + c);
             convolve_channels<lanes, planes, run, window>(
-                p, in + c, weight + c, bias ? bias + c : nullptr, Target<T>{target.out + c, target.pixel, target.plane}, rows, columns);
+                p, in + c, weight + c, bias ? bias + c : nullptr, Target{target.out + c, target.pixel, target.plane}, rows, columns);
         }
     });
 }
 
 // Output pixels [begin, end), counted through all images, of output planes [plane, plane + planes).
-template <class T>
-void convolve(const Primary<T>& p, int64_t begin, int64_t end, int64_t plane, int64_t planes, Target<T> target) {
+void convolve(const Primary& p, int64_t begin, int64_t end, int64_t plane, int64_t planes, Target target) {
     const int64_t pixel = p.pixel(), padding = p.padding();
     const bool window = p.kernel == 3 && p.stride == 1 && p.dilation == 1;
     // The pixels of a run have the same taps: all of them in columns [inner, outer); with a window, the ends of a row may lack one.
@@ -260,21 +260,21 @@ void convolve(const Primary<T>& p, int64_t begin, int64_t end, int64_t plane, in
     for (int64_t at = begin; at < end;) {
         const int64_t y = at / p.out_width % p.out_height, image = at / p.out_width / p.out_height;
         const Taps rows = taps_inside(p, y, p.height);
-        const T* in_row = p.in + ((image * p.height + y * p.stride - padding) * p.width - padding) * pixel;
+        const Number* in_row = p.in + ((image * p.height + y * p.stride - padding) * p.width - padding) * pixel;
         for (int64_t x = at % p.out_width, x_end = std::min(p.out_width, x + end - at), run; x < x_end; x += run, at += run) {
             const int64_t length = inner <= x && x < outer ? std::min(x_end, outer) - x : 1;
             run = ceil_div(length, ceil_div(length, RUN));
             const Taps columns = {taps_inside(p, x, p.width).begin, taps_inside(p, x + run - 1, p.width).end};
-            const T* in = in_row + x * p.stride * pixel;
-            const T* next = in + ((rows.end - 1) * p.dilation * p.width + (run - 1) * p.stride + p.kernel * p.dilation) * pixel;
+            const Number* in = in_row + x * p.stride * pixel;
+            const Number* next = in + ((rows.end - 1) * p.dilation * p.width + (run - 1) * p.stride + p.kernel * p.dilation) * pixel;
             for (int64_t j = 0, pair; j < planes; j += pair) {
                 pair = std::min<int64_t>(2, planes - j);
-                const T* weight = p.weight + (plane + j) * p.plane_weight();
-                const T* bias = p.bias ? p.bias + (plane + j) * p.channels : nullptr;
-                const Target<T> here = {target.out + j * target.plane + (at - begin) * target.pixel, target.pixel, target.plane};
+                const Number* weight = p.weight + (plane + j) * p.plane_weight();
+                const Number* bias = p.bias ? p.bias + (plane + j) * p.channels : nullptr;
+                const Target here = {target.out + j * target.plane + (at - begin) * target.pixel, target.pixel, target.plane};
                 with_constant<2>(pair, [&](auto pair) {
                     with_constant<RUN>(run, [&](auto run) {
-                        const auto convolve_here = window ? convolve_run<pair, run, true, T> : convolve_run<pair, run, false, T>;
+                        const auto convolve_here = window ? convolve_run<pair, run, true> : convolve_run<pair, run, false>;
                         convolve_here(p, in, next, weight, bias, here, rows, columns);
                     });
                 });
@@ -455,9 +455,8 @@ Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, int6
 }
 
 // A tile of pixels at a time: the primary convolution, and the projection of a shortcut, then a product for each plane.
-template <class T>
-void unit(const Primary<T>& p, const Primary<T>& shortcut, const T* secondary, const T* bias, int64_t images, int64_t planes, bool relu,
-          int64_t threads, T* out) {
+void unit(const Primary& p, const Primary& shortcut, const Number* secondary, const Number* bias, int64_t images, int64_t planes, bool relu,
+          int64_t threads, Number* out) {
     const int64_t L = p.channels, row = ceil_div(L, 16) * 16, pixels = images * p.out_height * p.out_width;
     const Split s = split(pixels, planes, L, p.in_planes * p.kernel * p.kernel, threads);
     const int64_t most = ceil_div(pixels, s.tiles), part = ceil_div(ceil_div(L, s.parts), 64) * 64;
@@ -467,16 +466,16 @@ void unit(const Primary<T>& p, const Primary<T>& shortcut, const T* secondary, c
         const int64_t group = std::min(s.group, planes - first);
         if (column >= L) return;
         const int64_t plane_rows = most * row, buffer = s.group * plane_rows;
-        T* rows = scratch<T>((shortcut.weight ? 2 : 1) * buffer + copied(L));
-        T* added = rows + buffer;
-        T* copy = shortcut.weight ? added + buffer : added;
+        Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + copied(L));
+        Number* added = rows + buffer;
+        Number* copy = shortcut.weight ? added + buffer : added;
         convolve(p, begin, end, first, group, {rows, row, plane_rows});
-        if (L % FACTORS<T>)
-            for (T* end_of_row = rows + L; end_of_row < rows + buffer; end_of_row += row) *end_of_row = {};
+        if (L % FACTORS<Number>)
+            for (Number* end_of_row = rows + L; end_of_row < rows + buffer; end_of_row += row) *end_of_row = {};
         if (shortcut.weight) convolve(shortcut, begin, end, first, group, {added, row, plane_rows});
         for (int64_t j = 0; j < group; ++j) {
             const int64_t plane = first + j, at = begin * planes * L + plane * L;
-            Product<T> product = {rows + j * plane_rows, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
+            Product<Number> product = {rows + j * plane_rows, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
                                   shortcut.in, planes * L, out + at, planes * L, relu};
             if (shortcut.weight) product.residual = added + j * plane_rows, product.residual_pixel = row;
             else if (product.residual) product.residual += at;
@@ -490,20 +489,18 @@ void unit(const Primary<T>& p, const Primary<T>& shortcut, const T* secondary, c
 
 constexpr int64_t STEM_KERNEL = 7, STEM_STRIDE = 2, STEM_PADDING = 3, POOL_KERNEL = 3, POOL_STRIDE = 2, POOL_PADDING = 1;
 
-template <class T>
 struct Image {
     int64_t height, width, channels;
-    const T* in;
+    const Number* in;
     int64_t row, column, channel;                                   // numbers from one to the next
 };
 
 // Rows [begin, end) of an image and columns from -padding on, as (rows, columns, channels) with zeros outside the image.
-template <class T>
-void copy_padded(const Image<T>& image, int64_t begin, int64_t end, int64_t columns, float* out) {
+void copy_padded(const Image& image, int64_t begin, int64_t end, int64_t columns, float* out) {
     std::memset(out, 0, (end - begin) * columns * image.channels * sizeof(float));
     for (int64_t y = std::max<int64_t>(begin, 0); y < std::min(end, image.height); ++y)
         for (int64_t c = 0; c < image.channels; ++c) {
-            const T* from = image.in + y * image.row + c * image.channel;
+            const Number* from = image.in + y * image.row + c * image.channel;
             float* to = out + ((y - begin) * columns + STEM_PADDING) * image.channels + c;
             const int64_t width = std::min(image.width, columns - STEM_PADDING);
             for (int64_t x = 0; x < width; ++x) to[x * image.channels] = load<1>(from + x * image.column)[0];
@@ -512,8 +509,7 @@ void copy_padded(const Image<T>& image, int64_t begin, int64_t end, int64_t colu
 
 // One row of the max-pool, from the map's rows it covers. After the ReLU no number is below +0, so that the bits compare as the numbers
 // do, and NaN is the largest.
-template <class T>
-void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_t out_width, int64_t channels, T* out) {
+void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_t out_width, int64_t channels, Number* out) {
     for (int64_t x = 0; x < out_width; ++x) {
         const int64_t begin = std::max<int64_t>(x * POOL_STRIDE - POOL_PADDING, 0);
         const int64_t end = std::min(x * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, width);
@@ -532,14 +528,13 @@ void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_
     }
 }
 
-template <class T>
-void copy_floats(const T* from, int64_t count, float* to) {
+void copy_floats(const Number* from, int64_t count, float* to) {
     for (int64_t at = 0; at < count; ++at) to[at] = load<1>(from + at)[0];
 }
 
 // Rows [begin, end) of the stem's output, from a padded copy of the image, over a ring of rows of the map that is pooled. All in float32.
-template <class T>
-void stem_rows(const Image<T>& image, const T* weight, const T* bias, int64_t channels, int64_t begin, int64_t end, T* out) {
+void stem_rows(
+    const Image& image, const Number* weight, const Number* bias, int64_t channels, int64_t begin, int64_t end, Number* out) {
     const int64_t map_height = ceil_div(image.height, STEM_STRIDE), map_width = ceil_div(image.width, STEM_STRIDE);
     const int64_t out_width = ceil_div(map_width, POOL_STRIDE), map_row = map_width * channels;
     const int64_t first = std::max<int64_t>(begin * POOL_STRIDE - POOL_PADDING, 0);
@@ -567,54 +562,36 @@ void stem_rows(const Image<T>& image, const T* weight, const T* bias, int64_t ch
     }
 }
 
-// Calls run with a value of the type whose numbers have this many bytes.
-template <class Run>
-void with_type(int64_t bytes, const Run& run) {
-    bytes == sizeof(float) ? run(float{}) : run(bfloat16{});
-}
-
 }  // namespace
 
 extern "C" {
 
 // out = relu?(secondary(primary(in)) + bias + residual?), out and residual (N, H', W', M, L), which may be the same memory. With a
 // `projection` the residual is the input of the shortcut (N, height, width, m, L), and what is added is projection(residual) + its bias.
-// Numbers of `bytes` bytes: 4 are float32, 2 bfloat16.
-void igc_unit(void* out, const void* in, const void* primary, const void* secondary, const void* bias,
-              const void* residual, const void* projection, const void* projection_bias,
+void igc_unit(Number* out, const Number* in, const Number* primary, const Number* secondary, const Number* bias,
+              const Number* residual, const Number* projection, const Number* projection_bias,
               int64_t images, int64_t height, int64_t width, int64_t in_planes, int64_t planes, int64_t channels,
               int64_t kernel, int64_t stride, int64_t dilation, int64_t relu,
-              int64_t shortcut_height, int64_t shortcut_width, int64_t shortcut_planes, int64_t shortcut_stride,
-              int64_t bytes, int64_t threads) {
-    with_type(bytes, [&](auto number) {
-        using Data = const decltype(number)*;
-        unit<decltype(number)>(
-            {height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, channels, kernel, stride, dilation,
-             static_cast<Data>(in), static_cast<Data>(primary), nullptr},
-            {shortcut_height, shortcut_width, ceil_div(height, stride), ceil_div(width, stride), shortcut_planes, channels, 1,
-             shortcut_stride, 1, static_cast<Data>(residual), static_cast<Data>(projection), static_cast<Data>(projection_bias)},
-            static_cast<Data>(secondary), static_cast<Data>(bias), images, planes, relu != 0, threads,
-            static_cast<decltype(number)*>(out));
-    });
+              int64_t shortcut_height, int64_t shortcut_width, int64_t shortcut_planes, int64_t shortcut_stride, int64_t threads) {
+    const int64_t out_height = ceil_div(height, stride), out_width = ceil_div(width, stride);
+    unit({height, width, out_height, out_width, in_planes, channels, kernel, stride, dilation, in, primary, nullptr},
+         {shortcut_height, shortcut_width, out_height, out_width, shortcut_planes, channels, 1, shortcut_stride, 1, residual, projection,
+          projection_bias},
+         secondary, bias, images, planes, relu != 0, threads, out);
 }
 
 // out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).
-void igc_stem(void* out, const void* in, const void* weight, const void* bias, int64_t images, int64_t in_channels, int64_t height,
-              int64_t width, int64_t in_image, int64_t in_channel, int64_t in_row, int64_t in_column, int64_t channels, int64_t bytes,
+void igc_stem(Number* out, const Number* in, const Number* weight, const Number* bias, int64_t images, int64_t in_channels,
+              int64_t height, int64_t width, int64_t in_image, int64_t in_channel, int64_t in_row, int64_t in_column, int64_t channels,
               int64_t threads) {
     const int64_t out_height = ceil_div(ceil_div(height, STEM_STRIDE), POOL_STRIDE);
     const int64_t out_width = ceil_div(ceil_div(width, STEM_STRIDE), POOL_STRIDE);
     // Few bands, for each computes a row its neighbour computes too, but two for a thread.
     const int64_t bands = std::min(out_height, std::max(ceil_div(2 * threads, images), ceil_div(out_height, 16)));
-    with_type(bytes, [&](auto number) {
-        using Data = const decltype(number)*;
-        parallel(threads, images * bands, [&](int64_t item) {
-            const int64_t image = item / bands, band = item % bands;
-            stem_rows({height, width, in_channels, static_cast<Data>(in) + image * in_image, in_row, in_column, in_channel},
-                      static_cast<Data>(weight), static_cast<Data>(bias), channels, band * out_height / bands,
-                      (band + 1) * out_height / bands,
-                      static_cast<decltype(number)*>(out) + image * out_height * out_width * channels);
-        });
+    parallel(threads, images * bands, [&](int64_t item) {
+        const int64_t image = item / bands, band = item % bands;
+        stem_rows({height, width, in_channels, in + image * in_image, in_row, in_column, in_channel}, weight, bias, channels,
+                  band * out_height / bands, (band + 1) * out_height / bands, out + image * out_height * out_width * channels);
     });
 }
 
