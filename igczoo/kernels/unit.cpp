@@ -320,7 +320,7 @@ template <class T>
 struct Product {
     const T* rows;
     int64_t row, piece;                                             // numbers from one pixel's to the next's; from one piece to the next
-    int64_t pieces, length;                                         // what of a row is there up to a whole number of FACTORS is zero
+    int64_t pieces, length;                                         // an odd row of bfloat16 has a zero behind its end
     const T* weight;
     int64_t step;                                                   // numbers from one of its rows to the next; packed, from FACTORS
     const T* bias;                                                  // (columns)
@@ -414,8 +414,8 @@ void multiply_columns(Product<T> p, int64_t pixels, int count, T* copy) {
     }
 }
 
-// Numbers that `multiply` needs room for, for a weight of so many rows.
-constexpr int64_t copied(int64_t rows) { return (rows + 1) * VECTORS * LANES; }
+// Numbers that `multiply` needs room for, to pack a weight of so many rows.
+constexpr int64_t packed(int64_t rows) { return (rows + 1) * VECTORS * LANES; }
 
 // All columns of all pixels.
 template <class T>
@@ -466,7 +466,7 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
         const int64_t group = std::min(s.group, planes - first);
         if (column >= L) return;
         const int64_t plane_rows = most * row, buffer = s.group * plane_rows;
-        Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + copied(L));
+        Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + packed(L));
         Number* added = rows + buffer;
         Number* copy = shortcut.weight ? added + buffer : added;
         convolve(p, begin, end, first, group, {rows, row, plane_rows});
@@ -542,7 +542,7 @@ void stem_rows(
     const int64_t columns = (map_width - 1) * STEM_STRIDE + STEM_KERNEL, copy_row = columns * image.channels;
     const int64_t copy_begin = first * STEM_STRIDE - STEM_PADDING, copy_end = (last - 1) * STEM_STRIDE - STEM_PADDING + STEM_KERNEL;
     const int64_t piece = STEM_KERNEL * image.channels, taps = STEM_KERNEL * piece;
-    float* ring = scratch<float>(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + (taps + 1) * channels + copied(taps));
+    float* ring = scratch<float>(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + (taps + 1) * channels + packed(taps));
     float* copy = ring + POOL_KERNEL * map_row;
     float* weights = copy + (copy_end - copy_begin) * copy_row;
     float* biases = weights + taps * channels;
