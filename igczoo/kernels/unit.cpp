@@ -13,6 +13,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <vector>
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #endif
@@ -467,8 +468,8 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
         if (column >= L) return;
         const int64_t plane_rows = most * row, buffer = s.group * plane_rows;
         Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + packed(L));
-        Number* added = rows + buffer;
-        Number* copy = shortcut.weight ? added + buffer : added;
+        Number* copy = rows + buffer;
+        Number* added = copy + packed(L);
         convolve(p, begin, end, first, group, {rows, row, plane_rows});
         if (L % FACTORS<Number>)
             for (Number* end_of_row = rows + L; end_of_row < rows + buffer; end_of_row += row) *end_of_row = {};
@@ -476,7 +477,7 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
         for (int64_t j = 0; j < group; ++j) {
             const int64_t plane = first + j, at = begin * planes * L + plane * L;
             Product<Number> product = {rows + j * plane_rows, row, 0, 1, L, secondary + plane * L * L, L, bias + plane * L,
-                                  shortcut.in, planes * L, out + at, planes * L, relu};
+                                       shortcut.in, planes * L, out + at, planes * L, relu};
             if (shortcut.weight) product.residual = added + j * plane_rows, product.residual_pixel = row;
             else if (product.residual) product.residual += at;
             product.skip_columns(column);
@@ -528,34 +529,32 @@ void pool_row(const float* const rows[], int64_t num_rows, int64_t width, int64_
     }
 }
 
-void copy_floats(const Number* from, int64_t count, float* to) {
+std::vector<float> to_floats(const Number* from, int64_t count) {
+    std::vector<float> to(count);
     for (int64_t at = 0; at < count; ++at) to[at] = load<1>(from + at)[0];
+    return to;
 }
 
 // Rows [begin, end) of the stem's output, from a padded copy of the image, over a ring of rows of the map that is pooled. All in float32.
-void stem_rows(
-    const Image& image, const Number* weight, const Number* bias, int64_t channels, int64_t begin, int64_t end, Number* out) {
+void stem_rows(const Image& image, const float* weight, const float* bias, int64_t channels, int64_t begin, int64_t end, Number* out) {
     const int64_t map_height = ceil_div(image.height, STEM_STRIDE), map_width = ceil_div(image.width, STEM_STRIDE);
     const int64_t out_width = ceil_div(map_width, POOL_STRIDE), map_row = map_width * channels;
     const int64_t first = std::max<int64_t>(begin * POOL_STRIDE - POOL_PADDING, 0);
     const int64_t last = std::min((end - 1) * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
     const int64_t columns = (map_width - 1) * STEM_STRIDE + STEM_KERNEL, copy_row = columns * image.channels;
     const int64_t copy_begin = first * STEM_STRIDE - STEM_PADDING, copy_end = (last - 1) * STEM_STRIDE - STEM_PADDING + STEM_KERNEL;
-    const int64_t piece = STEM_KERNEL * image.channels, taps = STEM_KERNEL * piece;
-    float* ring = scratch<float>(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + (taps + 1) * channels + packed(taps));
+    const int64_t piece = STEM_KERNEL * image.channels;
+    float* ring = scratch<float>(POOL_KERNEL * map_row + (copy_end - copy_begin) * copy_row + packed(STEM_KERNEL * piece));
     float* copy = ring + POOL_KERNEL * map_row;
-    float* weights = copy + (copy_end - copy_begin) * copy_row;
-    float* biases = weights + taps * channels;
+    float* last_columns = copy + (copy_end - copy_begin) * copy_row;
     copy_padded(image, copy_begin, copy_end, columns, copy);
-    copy_floats(weight, taps * channels, weights);
-    copy_floats(bias, channels, biases);
     for (int64_t y = begin, map_y = first; y < end; ++y) {
         const int64_t top = std::max<int64_t>(y * POOL_STRIDE - POOL_PADDING, 0);
         const int64_t bottom = std::min(y * POOL_STRIDE - POOL_PADDING + POOL_KERNEL, map_height);
         for (; map_y < bottom; ++map_y)
             multiply<float>({copy + (map_y - first) * STEM_STRIDE * copy_row, STEM_STRIDE * image.channels, copy_row, STEM_KERNEL, piece,
-                             weights, channels, biases, nullptr, 0, ring + map_y % POOL_KERNEL * map_row, channels, true},
-                            map_width, channels, biases + channels);
+                             weight, channels, bias, nullptr, 0, ring + map_y % POOL_KERNEL * map_row, channels, true},
+                            map_width, channels, last_columns);
         const float* rows[POOL_KERNEL];
         for (int64_t row = top; row < bottom; ++row) rows[row - top] = ring + row % POOL_KERNEL * map_row;
         pool_row(rows, bottom - top, map_width, out_width, channels, out + y * out_width * channels);
@@ -588,10 +587,12 @@ void igc_stem(Number* out, const Number* in, const Number* weight, const Number*
     const int64_t out_width = ceil_div(ceil_div(width, STEM_STRIDE), POOL_STRIDE);
     // Few bands, for each computes a row its neighbour computes too, but two for a thread.
     const int64_t bands = std::min(out_height, std::max(ceil_div(2 * threads, images), ceil_div(out_height, 16)));
+    const std::vector<float> weights = to_floats(weight, STEM_KERNEL * STEM_KERNEL * in_channels * channels);
+    const std::vector<float> biases = to_floats(bias, channels);
     parallel(threads, images * bands, [&](int64_t item) {
         const int64_t image = item / bands, band = item % bands;
-        stem_rows({height, width, in_channels, in + image * in_image, in_row, in_column, in_channel}, weight, bias, channels,
-                  band * out_height / bands, (band + 1) * out_height / bands, out + image * out_height * out_width * channels);
+        stem_rows({height, width, in_channels, in + image * in_image, in_row, in_column, in_channel}, weights.data(), biases.data(),
+                  channels, band * out_height / bands, (band + 1) * out_height / bands, out + image * out_height * out_width * channels);
     });
 }
 
