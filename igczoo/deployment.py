@@ -105,13 +105,28 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
 
 
 class FusedStemIGCNet(IGCNet):
-    """An IGCNet whose stem and max-pool are one operator, except where the stem's own output is asked for."""
+    """An IGCNet whose stem and max-pool are one operator, except where the stem's own output is asked for.
+
+    It restores the order of channels after pooling them where that gives the same.
+    """
 
     def forward_features(self, x: Tensor) -> Tensor:
+        return self.stages(self._forward_stem(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax'):
+            return super().forward(x)
+        x, last = self.stages.run(self._forward_stem(x))
+        x = self.global_pool(x)                         # (N, C)
+        if last.restore is not None:
+            x = x.index_select(1, last.restore)
+        return self.head(self.head_drop(x))
+
+    def _forward_stem(self, x: Tensor) -> Tensor:
         if not isinstance(self.pool, nn.MaxPool2d):     # pruned away
-            return super().forward_features(x)
+            return self.pool(self.stem(x))
         conv = self.stem.conv
-        return self.stages(kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias))     # (7, 7, in_chans, C)
+        return kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias)      # (7, 7, in_chans, C)
 
 
 class DeployedStage(nn.Module):
@@ -152,6 +167,11 @@ class DeployedStages(nn.Sequential):
     """Deployed stages one after another, without restoring the network's order of channels where the next stage takes them as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x, last = self.run(x)
+        return x if last is None else last.leave(x)
+
+    def run(self, x: Tensor) -> tuple[Tensor, DeployedStage | None]:
+        """The last stage's output as it has not left it yet, and that stage; None where there is none."""
         last, blocks = None, []
         for stage in self:
             if last is None or not stage.follows:
@@ -159,7 +179,7 @@ class DeployedStages(nn.Sequential):
                 blocks = []
             blocks.extend(stage.blocks)
             last = stage
-        return x if last is None else last.leave(run_blocks(blocks, x))
+        return run_blocks(blocks, x), last
 
 
 class DeployedResidual(nn.Module):

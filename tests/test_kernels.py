@@ -177,6 +177,24 @@ def test_stem_is_convolution_and_pooling(shape, dtype):
         assert_close(kernels.stem(*to(dtype, (x, conv.weight.permute(2, 3, 1, 0), conv.bias))), expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    N=st.integers(1, 3), c=st.integers(1, 4), H=st.integers(1, 60), W=st.integers(1, 60), C=st.integers(1, 40), threads=st.integers(1, 5),
+    seed=st.integers(0, 2 ** 31), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_stem_kernel_is_the_reference(compiled, N, c, H, W, C, threads, seed, dtype):
+    torch.manual_seed(seed)
+    tensors = image(N, c, H, W, dtype=dtype), numbers(7, 7, c, C, dtype=dtype), numbers(C, dtype=dtype)
+    with use_threads(threads):
+        assert_close(kernels.stem(*to(dtype, tensors)), kernels.torch_stem(*tensors))
+
+
+@pytest.mark.parametrize('size', [2. ** 90, 2. ** 110, 2. ** 120])
+def test_stem_takes_numbers_of_any_size(compiled, size):
+    x, weight, bias = some_stem()
+    found = kernels.stem(x * size, weight, bias * size)
+    torch.testing.assert_close(found / size, kernels.stem(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
 def some_stem(N=2, dtype=torch.float32):
     torch.manual_seed(0)
     return to(dtype, [torch.randn(N, 3, 45, 38), torch.randn(7, 7, 3, 20), torch.randn(20)])
@@ -464,7 +482,7 @@ def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):
 
 
 def replace_source(monkeypatch, folder, text):
-    source = folder / 'unit.cpp'
+    source = folder / 'kernel.cpp'
     source.write_text(text)
     monkeypatch.setattr(kernels, 'SOURCE', source)
 

@@ -1,4 +1,4 @@
-"""IGC units of a deployed net as operators of torch: on a CPU fused in one kernel (unit.cpp), compiled where it runs; else in torch's own.
+"""IGC units of a deployed net as operators of torch: on a CPU fused in a kernel (kernel.cpp) compiled where it runs; else in torch's own.
 
 Tensors are in planar order, the C = m * L channels of a pixel as m planes of L channels, `[m][l]` (see planes.py), and what an operator
 returns is in channels_last memory. BatchNorm is folded into the weights:
@@ -15,7 +15,6 @@ The kernel takes float32 and bfloat16 on a CPU, once `load` has returned True; a
 import ctypes
 import functools
 import hashlib
-import math
 import os
 import platform
 import shlex
@@ -146,7 +145,7 @@ def _residual_blocks(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int
     if not takes(x, *tensors):
         return torch_residual_blocks(x, blocks)
     out = torch.empty(shapes[-1], dtype=x.dtype, memory_format=torch.channels_last)
-    _run_levels(out, _nhwc(x), _levels(blocks, shapes, x.dtype))
+    _run_blocks(out, _nhwc(x), blocks, [x.shape, *shapes[:-1]])
     return out
 
 
@@ -300,64 +299,40 @@ def takes(*tensors: Tensor | None) -> bool:
 
 def _run_unit(
         out: Tensor, x: Tensor, primary: Tensor, secondary: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, stride: int,
-        dilation: int, projection: Sequence[Tensor] = (), residual_stride: int = 1,
+        dilation: int,
 ) -> None:
-    """Write a unit's output to ``out``; maps are in channels_last memory.
-
-    Without a projection the residual may be ``out``; with one, and its bias, it is the shortcut's input.
-    """
-    primary, secondary, bias, *projection = (tensor.contiguous() for tensor in (primary, secondary, bias, *projection))
+    """Write a unit's output to ``out``; maps are in channels_last memory, and the residual may be ``out``."""
+    primary, secondary, bias = primary.contiguous(), secondary.contiguous(), bias.contiguous()
     N, _, H, W = x.shape
     M, m, k, _, L = primary.shape
-    residual_shape = (0, 0, 0, 0) if residual is None else residual.shape
     if out.numel():
         _kernels[x.dtype].igc_unit(
             out.data_ptr(), x.data_ptr(), primary.data_ptr(), secondary.data_ptr(), bias.data_ptr(),
-            *(None if tensor is None else tensor.data_ptr() for tensor in (residual, *(projection or (None, None)))),
-            N, H, W, m, M, L, k, stride, dilation, relu, *residual_shape[2:], residual_shape[1] // L, residual_stride,
-            torch.get_num_threads())
+            None if residual is None else residual.data_ptr(), N, H, W, m, M, L, k, stride, dilation, relu, torch.get_num_threads())
 
 
-class Level(NamedTuple):
-    """A block and those after it whose shortcut is their input: all their maps are of one shape."""
-    blocks: list[Block]
-    images: int             # that go through it at a time
-    between: Tensor         # (images, channels, H, W), the map between two units
-    input: Tensor | None    # (images, channels, H, W), what the level before gives; None for the first level
+class _Block(ctypes.Structure):
+    """A block as blocks.h has it."""
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            'primary1', 'secondary1', 'bias1', 'primary2', 'secondary2', 'bias2', 'projection', 'projection_bias')),
+        *((name, ctypes.c_int64) for name in (
+            'height', 'width', 'in_planes', 'planes', 'channels', 'kernel1', 'kernel2', 'stride', 'dilation1', 'dilation2')),
+    ]
 
 
-def _levels(blocks: Sequence[Block], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Level]:
-    empty = functools.partial(torch.empty, dtype=dtype, memory_format=torch.channels_last)
-    levels: list[Level] = []
-    for number, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
-        if number and not block.projection:
-            levels[-1].blocks.append(block)
-            continue
-        images = min(shape[0], max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:]))))
-        before = None if number == 0 else empty((images, *shapes[number - 1][1:]))
-        levels.append(Level([block], images, empty((images, *shape[1:])), before))
-    return levels
-
-
-def _run_levels(out: Tensor, x: Tensor, levels: Sequence[Level]) -> None:
-    """Write the last level's output to ``out``: each few images as soon as the levels before have their input."""
-    level = levels[-1]
-    for begin in range(0, len(x), max(1, level.images)):
-        here = slice(begin, begin + level.images)
-        source, target = x[here], out[here]
-        if level.input is not None:
-            made = level.input[:len(source)]
-            _run_levels(made, source, levels[:-1])
-            source = made
-        for block in level.blocks:
-            _run_block(target, source, level.between[:len(source)], block)
-            source = target                                     # the next block's output takes the place of its input
-
-
-def _run_block(out: Tensor, x: Tensor, between: Tensor, block: Block) -> None:
-    """Write a block's output to ``out``, which may be x where the shortcut is x itself."""
-    _run_unit(between, x, *block.unit1, None, True, block.stride, block.dilation1)
-    _run_unit(out, between, *block.unit2, x, True, 1, block.dilation2, block.projection, block.stride)
+def _run_blocks(out: Tensor, x: Tensor, blocks: Sequence[Block], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Write the last block's output to ``out``; ``shapes`` are those of the blocks' inputs."""
+    rows, tensors = [], []              # these live until the call is over
+    for block, (_, _, H, W) in zip(blocks, shapes, strict=True):
+        parts = [tensor.contiguous() for tensor in (*block.unit1, *block.unit2, *block.projection)]
+        pointers = [tensor.data_ptr() for tensor in parts] + [None] * (2 - len(block.projection))
+        M, m, k, _, L = block.unit1[0].shape
+        rows.append((*pointers, H, W, m, M, L, k, block.unit2[0].shape[2], block.stride, block.dilation1, block.dilation2))
+        tensors += parts
+    if out.numel():
+        _kernels[x.dtype].igc_residual_blocks(
+            out.data_ptr(), x.data_ptr(), (_Block * len(rows))(*rows), len(rows), len(x), CHUNK_BYTES, torch.get_num_threads())
 
 
 def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -369,7 +344,7 @@ def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 # Compiling it -------------------------------------------------------------------------------------------------------------------------
 
-SOURCE = Path(__file__).with_name('unit.cpp')
+SOURCE = Path(__file__).with_name('kernel.cpp')
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as the source calls them
 # No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
 FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
@@ -427,7 +402,8 @@ def _open(build: bool, dtype: torch.dtype) -> ctypes.CDLL:
     compiler = _compiler()
     version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
     command = [*compiler, *FLAGS, f'-DNUMBER={NUMBERS[dtype]}']
-    digest = hashlib.sha256(b'\0'.join([SOURCE.read_bytes(), ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
+    source = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
+    digest = hashlib.sha256(b'\0'.join([*source, ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
     cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
     if cached.is_file():
         return _library(cached)
@@ -483,6 +459,8 @@ def _library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f'the compiled kernel does not load: {error}') from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 8 + [size] * 15, None
+    library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 6 + [size] * 11, None
+    library.igc_residual_blocks.argtypes = [pointer] * 2 + [ctypes.POINTER(_Block)] + [size] * 4
+    library.igc_residual_blocks.restype = None
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
     return library

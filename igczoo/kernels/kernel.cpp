@@ -1,0 +1,38 @@
+// IGC units on a CPU, fused: what __init__.py describes, for contiguous numbers in channels_last memory. NUMBER is their type: float, or
+// bfloat16.
+//
+// Every output is summed in one fixed order, so the result depends neither on how the work is shared nor on the number of threads. Sums
+// are float32; of bfloat16, what goes to memory is rounded.
+#include "blocks.h"
+#include "stem.h"
+#include "unit.h"
+
+extern "C" {
+
+// out = relu?(secondary(primary(in)) + bias + residual?), out and residual (N, H', W', M, L), which may be the same memory.
+void igc_unit(Number* out, const Number* in, const Number* primary, const Number* secondary, const Number* bias,
+              const Number* residual, int64_t images, int64_t height, int64_t width, int64_t in_planes, int64_t planes, int64_t channels,
+              int64_t kernel, int64_t stride, int64_t dilation, int64_t relu, int64_t threads) {
+    Primary identity = {};
+    identity.in = residual;
+    unit({height, width, ceil_div(height, stride), ceil_div(width, stride), in_planes, channels, kernel, stride, dilation, in, primary,
+          nullptr}, identity, secondary, bias, images, planes, relu != 0, threads, out);
+}
+
+// out = the last block's output for `in`. About chunk_bytes of a map go through blocks of one shape at a time.
+void igc_residual_blocks(Number* out, const Number* in, const Block* blocks, int64_t count, int64_t images, int64_t chunk_bytes,
+                         int64_t threads) {
+    const std::vector<Level> levels = levels_of(blocks, count, images, chunk_bytes);
+    run_levels(levels, levels.size() - 1, images, in, out, threads);
+}
+
+// out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).
+void igc_stem(Number* out, const Number* in, const Number* weight, const Number* bias, int64_t images, int64_t in_channels,
+              int64_t height, int64_t width, int64_t in_image, int64_t in_channel, int64_t in_row, int64_t in_column, int64_t channels,
+              int64_t threads) {
+    const Stem stem(weight, bias, in_channels, channels);
+    const Image first = {height, width, in_channels, in, in_row, in_column, in_channel};
+    run_stem(stem, first, images, in_image, threads, out);
+}
+
+}

@@ -1,0 +1,160 @@
+// Products of pixels by a matrix: the secondary convolution of a plane, and the stem's convolution.
+#pragma once
+#include <algorithm>
+
+#include "vectors.h"
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int VECTORS = LANES == 8 ? 2 : 4;                         // a block of the output, in vectors of columns,
+constexpr int ROWS = LANES == 4 && REGISTERS == 16 ? 2 : 6;         // by pixels
+
+// A row's numbers that one multiplication takes: one of float, two of bfloat16.
+template <class T>
+constexpr int FACTORS = sizeof(float) / sizeof(T);
+
+inline float factor(const float* from) { return *from; }
+
+inline uint32_t factor(const bfloat16* from) {
+    uint32_t pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return pair;
+}
+
+template <int N>
+inline Vector<N> multiply_add(float x, Bits<N> w, Vector<N> sum) {
+    return x * (Vector<N>)w + sum;
+}
+
+template <int N>
+inline Vector<N> multiply_add(uint32_t x, Bits<N> w, Vector<N> sum) {
+    const Bits<N> pairs = Bits<N>{} + x;
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    if constexpr (N == 16) return (Vector<N>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)w);
+    else if constexpr (N == 8) return (Vector<N>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)pairs, (__m256bh)w);
+    else return (Vector<N>)_mm_dpbf16_ps((__m128)sum, (__m128bh)pairs, (__m128bh)w);
+#else
+    sum += (Vector<N>)(pairs << 16) * (Vector<N>)(w << 16);
+    return sum + (Vector<N>)(pairs & 0xffff0000) * (Vector<N>)(w & 0xffff0000);
+#endif
+}
+
+// rows (pixels, pieces x length) by weight (pieces x length, columns): a pixel's row may lie in pieces, as the rows of its window do.
+template <class T>
+struct Product {
+    const T* rows;
+    int64_t row, piece;                                             // numbers from one pixel's to the next's; from one piece to the next
+    int64_t pieces, length;                                         // an odd row of bfloat16 has a zero behind its end
+    const T* weight;
+    int64_t step;                                                   // numbers from one of its rows to the next; packed, from FACTORS
+    const T* bias;                                                  // (columns), or null
+    const T* residual;                                              // (pixels, columns), or null
+    int64_t residual_pixel;                                         // numbers from one of them to the next
+    T* out;                                                         // (pixels, columns)
+    int64_t pixel;                                                  // likewise
+    bool relu;
+
+    void skip_pixels(int64_t pixels) {
+        rows += pixels * row;
+        out += pixels * pixel;
+        if (residual) residual += pixels * residual_pixel;
+    }
+    void skip_columns(int64_t columns) {
+        weight += columns;
+        if (bias) bias += columns;
+        out += columns;
+        if (residual) residual += columns;
+    }
+};
+
+// `height` pixels by `vectors` vectors of N columns; of a single vector perhaps only `count` columns are there.
+template <int N, int height, int vectors, class T>
+__attribute__((noinline)) void multiply_block(const Product<T>& p, int count) {
+#pragma GCC unroll 6
+    for (int h = 0; h < height; ++h)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            __builtin_prefetch(p.out + h * p.pixel + v * N, 1);
+            if (p.residual) __builtin_prefetch(p.residual + h * p.residual_pixel + v * N);
+        }
+    Vector<N> sum[height][vectors] = {};
+    const T* weight = p.weight;
+    for (int64_t piece = 0; piece < p.pieces; ++piece) {
+        const T* rows = p.rows + piece * p.piece;
+        for (int64_t k = 0; k < p.length; k += FACTORS<T>, weight += p.step) {
+            Bits<N> w[vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) std::memcpy(&w[v], weight + v * N * FACTORS<T>, sizeof w[v]);
+            // The next block's columns: a row of a wide weight is a page from the next, which the processor does not foresee by itself.
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) __builtin_prefetch(weight + (vectors + v) * N * FACTORS<T>, 0, 2);
+#pragma GCC unroll 6
+            for (int h = 0; h < height; ++h) {
+                const auto x = factor(rows + h * p.row + k);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; ++v) sum[h][v] = multiply_add<N>(x, w[v], sum[h][v]);
+            }
+        }
+    }
+    const int there = vectors == 1 ? count : N;
+#pragma GCC unroll 6
+    for (int h = 0; h < height; ++h)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            Vector<N> y = sum[h][v];
+            if (p.bias) y += load_some<N>(p.bias + v * N, there);
+            if (p.residual) y += load_some<N>(p.residual + h * p.residual_pixel + v * N, there);
+            if (p.relu) y = relu(y);
+            store_some<N>(p.out + h * p.pixel + v * N, y, there);
+        }
+}
+
+// The columns of a block of the weight as (pieces x length / FACTORS, vectors, N, FACTORS), with zeros beyond its own end.
+template <int N, int vectors, class T>
+void pack(const Product<T>& p, int count, T* copy) {
+    const int64_t rows = p.pieces * p.length;
+    for (int64_t k = 0; k < rows; k += FACTORS<T>)
+        for (int v = 0; v < vectors; ++v, copy += N * FACTORS<T>) {
+            const T* weight = p.weight + k * p.step + v * N;
+            Bits<N> w = (Bits<N>)load_some<N>(weight, count);
+            if constexpr (FACTORS<T> == 2) {
+                w >>= 16;
+                if (k + 1 < rows) w |= (Bits<N>)load_some<N>(weight + p.step, count);
+            }
+            std::memcpy(copy, &w, sizeof w);
+        }
+}
+
+// `vectors` vectors of N columns of all pixels, from the weight itself where it has them as multiply_block reads them.
+template <int N, int vectors, class T>
+void multiply_columns(Product<T> p, int64_t pixels, int count, T* copy) {
+    if (FACTORS<T> > 1 || count < N) {
+        pack<N, vectors>(p, count, copy);
+        p.weight = copy;
+        p.step = vectors * N * FACTORS<T>;
+    }
+    for (int64_t height; pixels > 0; pixels -= height, p.skip_pixels(height)) {
+        height = ceil_div(pixels, ceil_div(pixels, ROWS));
+        with_constant<ROWS>(height, [&](auto height) { multiply_block<N, height, vectors>(p, count); });
+    }
+}
+
+// Numbers that `multiply` needs room for, to pack a weight of so many rows.
+constexpr int64_t packed(int64_t rows) { return (rows + 1) * VECTORS * LANES; }
+
+// All columns of all pixels.
+template <class T>
+void multiply(Product<T> p, int64_t pixels, int64_t columns, T* copy = nullptr) {
+    for (int64_t vectors; columns >= LANES; columns -= vectors * LANES, p.skip_columns(vectors * LANES)) {
+        vectors = ceil_div(columns / LANES, ceil_div(columns / LANES, VECTORS));
+        with_constant<VECTORS>(vectors, [&](auto vectors) { multiply_columns<LANES, vectors>(p, pixels, LANES, copy); });
+    }
+    if (columns > 8) multiply_columns<LANES, 1>(p, pixels, columns, copy);
+    else if (columns > 4) multiply_columns<std::min(LANES, 8), 1>(p, pixels, columns, copy);
+    else if (columns > 0) multiply_columns<4, 1>(p, pixels, columns, copy);
+}
+
+}  // namespace

@@ -1,0 +1,104 @@
+// Vectors of float, the extension that GCC and Clang share: the kernel compiles for AVX-512, AVX2, SSE and NEON.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__ARM_NEON)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+struct bfloat16 {
+    uint16_t bits;                                                  // the upper half of a float
+};
+
+using Number = NUMBER;
+
+template <int N>
+struct Vectors {
+    typedef float Floats __attribute__((vector_size(N * 4)));
+    typedef uint32_t Bits __attribute__((vector_size(N * 4)));
+    typedef uint16_t Halves __attribute__((vector_size(N * 2)));
+};
+template <int N>
+using Vector = typename Vectors<N>::Floats;
+template <int N>
+using Bits = typename Vectors<N>::Bits;
+template <int N>
+using Halves = typename Vectors<N>::Halves;
+
+template <int N>
+inline Vector<N> load(const float* from) {
+    Vector<N> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <int N>
+inline Vector<N> load(const bfloat16* from) {
+    Halves<N> halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Vector<N>)(__builtin_convertvector(halves, Bits<N>) << 16);
+}
+
+template <int N>
+inline void store(float* to, Vector<N> v) {
+    std::memcpy(to, &v, sizeof v);
+}
+
+template <int N>
+inline void store(bfloat16* to, Vector<N> v) {
+    const Bits<N> bits = (Bits<N>)v, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Halves<N> halves = __builtin_convertvector(v == v ? nearest : bits >> 16 | 64, Halves<N>);   // NaN stays NaN
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+template <int N, class T>
+inline Vector<N> load_some(const T* from, int count) {
+    if (count == N) return load<N>(from);
+    T there[N] = {};
+    std::memcpy(there, from, count * sizeof(T));
+    return load<N>(there);
+}
+
+template <int N, class T>
+inline void store_some(T* to, Vector<N> v, int count) {
+    if (count == N) return store<N>(to, v);
+    T there[N];
+    store<N>(there, v);
+    std::memcpy(to, there, count * sizeof(T));
+}
+
+template <class V>
+inline V relu(V v) {
+    return v <= V{} ? V{} : v;                                      // written so that NaN stays NaN and -0 becomes +0
+}
+
+// Calls run with the constant that a value in 1..most is.
+template <int most, class Run>
+inline void with_constant(int64_t value, const Run& run) {
+    if constexpr (most > 1)
+        if (value < most) return with_constant<most - 1>(value, run);
+    run(std::integral_constant<int, most>{});
+}
+
+// Calls run with the numbers of lanes to take channels by, from the widest vectors down to single channels.
+template <class Run>
+__attribute__((always_inline)) inline void over_lanes(const Run& run) {
+    run(std::integral_constant<int, LANES>{});
+    if constexpr (LANES > 8) run(std::integral_constant<int, 8>{});
+    if constexpr (LANES > 4) run(std::integral_constant<int, 4>{});
+    run(std::integral_constant<int, 1>{});
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
