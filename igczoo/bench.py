@@ -134,17 +134,17 @@ def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True) -
     found = [Candidate(PLAIN[0], partial(model, x)), Candidate(PLAIN[1], partial(last, x_last))]
     if compile:
         found.append(Candidate('plain, compiled', partial(_compiled(last), x_last)))
-    portable = model
     if isinstance(model, IGCNet):
-        portable = deploy(model, portable=True)
-        nets = {'deployed': deploy(model), 'deployed by measurement': deploy(model, example=x), 'deployed, portable': portable}
+        deployed = deploy(model)
+        nets = {
+            'deployed': deployed, 'deployed by measurement': deploy(model, example=x), 'deployed, portable': deploy(model, portable=True)}
         seen = []
         for form, net in nets.items():
             if forms_used(net) not in seen:
                 seen.append(forms_used(net))
                 found.append(Candidate(form, partial(net, x_last), forms_used(net)))
         if compile:
-            found.append(Candidate('deployed, compiled', partial(_compiled(portable), x_last), forms_used(portable)))
+            found.append(Candidate('deployed, compiled', partial(_compiled(deployed), x_last), forms_used(deployed)))
     if onnx and (x.device.type, x.dtype) == ('cpu', torch.float32) and find_spec('onnxruntime') and find_spec('onnxscript'):
         found.append(Candidate('ONNX Runtime', partial(_in_onnx_runtime(name, tuple(x.shape[1:])), x)))
     return found
