@@ -137,7 +137,7 @@ def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W
 def block_and_expected(x, m, stride, dtype, L=20, M=2):
     """A random block of float64 and what its layers give."""
     conv1, weights1 = layer(L, m, M, stride=stride, dilation=2, dtype=dtype)
-    conv2, weights2 = layer(L, M, M, dilation=3, dtype=dtype)
+    conv2, weights2 = layer(L, M, M, 5, dilation=3, dtype=dtype)
     shortcut, projection = x, ()
     if (m, stride) != (M, 1):
         projection = numbers(M, m, L, dtype=dtype), numbers(M, L, dtype=dtype)

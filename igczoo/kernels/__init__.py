@@ -331,8 +331,9 @@ def _run_blocks(out: Tensor, x: Tensor, blocks: Sequence[Block], shapes: Sequenc
         rows.append((*pointers, H, W, m, M, L, k, block.unit2[0].shape[2], block.stride, block.dilation1, block.dilation2))
         tensors += parts
     if out.numel():
-        _kernels[x.dtype].igc_residual_blocks(
-            out.data_ptr(), x.data_ptr(), (_Block * len(rows))(*rows), len(rows), len(x), CHUNK_BYTES, torch.get_num_threads())
+        kernel, work = _kernels[x.dtype], ((_Block * len(rows))(*rows), len(rows), len(x), CHUNK_BYTES)
+        room = torch.empty(kernel.igc_room(*work), dtype=x.dtype)
+        kernel.igc_residual_blocks(out.data_ptr(), x.data_ptr(), room.data_ptr(), *work, torch.get_num_threads())
 
 
 def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -460,7 +461,8 @@ def _library(path: Path) -> ctypes.CDLL:
         raise Unavailable(f'the compiled kernel does not load: {error}') from error
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 6 + [size] * 11, None
-    library.igc_residual_blocks.argtypes = [pointer] * 2 + [ctypes.POINTER(_Block)] + [size] * 4
+    library.igc_residual_blocks.argtypes = [pointer] * 3 + [ctypes.POINTER(_Block)] + [size] * 4
     library.igc_residual_blocks.restype = None
+    library.igc_room.argtypes, library.igc_room.restype = [ctypes.POINTER(_Block)] + [size] * 3, size
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
     return library

@@ -35,38 +35,46 @@ void run_block(const Block& b, int64_t images, const Number* x, Number* between,
 struct Level {
     const Block *begin, *end;
     int64_t images;                                                 // that go through it at a time
-    Buffer<Number> input, between;                                  // what the level before gives; the map between two units
+    int64_t input, between;                                         // where what the level before gives and the map between two units lie
 };
 
-std::vector<Level> levels_of(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
+struct Levels {
     std::vector<Level> levels;
-    for (const Block* b = blocks; b < blocks + num_blocks; ++b) {
-        if (b > blocks && !b->projection) {
-            levels.back().end = b + 1;
-            continue;
-        }
-        const int64_t fitting = chunk_bytes / (b->out_image() * int64_t{sizeof(Number)});
-        const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
-        levels.push_back({b, b + 1, count, levels.empty() ? nullptr : allocate<Number>(count * b->in_image()),
-                          allocate<Number>(count * b->out_image())});
-    }
-    return levels;
-}
+    int64_t room = 0;                                               // numbers that all these maps take
 
-// Levels [0, level] of `levels`: each takes some images as soon as the one before has made them.
-void run_levels(const std::vector<Level>& levels, int64_t level, int64_t images, const Number* x, Number* out, int64_t threads) {
-    const Level& here = levels[level];
-    for (int64_t begin = 0; begin < images; begin += here.images) {
-        const int64_t count = std::min(here.images, images - begin);
-        const Number* source = x + begin * levels[0].begin->in_image();
-        Number* target = out + begin * here.begin->out_image();
-        if (level > 0) {
-            run_levels(levels, level - 1, count, source, here.input.get(), threads);
-            source = here.input.get();
+    Levels(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
+        const auto place = [&](int64_t numbers) {
+            const int64_t at = room;
+            room += ceil_div(numbers, 64) * 64;
+            return at;
+        };
+        for (const Block* b = blocks; b < blocks + num_blocks; ++b) {
+            if (b > blocks && !b->projection) {
+                levels.back().end = b + 1;
+                continue;
+            }
+            const int64_t fitting = chunk_bytes / (b->out_image() * int64_t{sizeof(Number)});
+            const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
+            const int64_t input = b > blocks ? place(count * b->in_image()) : 0;
+            levels.push_back({b, b + 1, count, input, place(count * b->out_image())});
         }
-        for (const Block* b = here.begin; b < here.end; ++b, source = target)
-            run_block(*b, count, source, here.between.get(), target, threads);
     }
-}
+
+    // Levels [0, last]: each takes some images as soon as the one before has made them.
+    void run(int64_t last, int64_t images, const Number* x, Number* out, Number* maps, int64_t threads) const {
+        const Level& level = levels[last];
+        for (int64_t begin = 0; begin < images; begin += level.images) {
+            const int64_t count = std::min(level.images, images - begin);
+            const Number* source = x + begin * levels[0].begin->in_image();
+            Number* target = out + begin * level.begin->out_image();
+            if (last > 0) {
+                run(last - 1, count, source, maps + level.input, maps, threads);
+                source = maps + level.input;
+            }
+            for (const Block* b = level.begin; b < level.end; ++b, source = target)
+                run_block(*b, count, source, maps + level.between, target, threads);
+        }
+    }
+};
 
 }  // namespace

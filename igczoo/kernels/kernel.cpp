@@ -19,11 +19,16 @@ void igc_unit(Number* out, const Number* in, const Number* primary, const Number
           nullptr}, identity, secondary, bias, images, planes, relu != 0, threads, out);
 }
 
-// out = the last block's output for `in`. About chunk_bytes of a map go through blocks of one shape at a time.
-void igc_residual_blocks(Number* out, const Number* in, const Block* blocks, int64_t count, int64_t images, int64_t chunk_bytes,
-                         int64_t threads) {
-    const std::vector<Level> levels = levels_of(blocks, count, images, chunk_bytes);
-    run_levels(levels, levels.size() - 1, images, in, out, threads);
+// out = the last block's output for `in`. About chunk_bytes of a map go through blocks of one shape at a time; `room` is for as many
+// numbers as igc_room says.
+void igc_residual_blocks(Number* out, const Number* in, Number* room, const Block* blocks, int64_t num_blocks, int64_t images,
+                         int64_t chunk_bytes, int64_t threads) {
+    const Levels levels(blocks, num_blocks, images, chunk_bytes);
+    levels.run(levels.levels.size() - 1, images, in, out, room, threads);
+}
+
+int64_t igc_room(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
+    return Levels(blocks, num_blocks, images, chunk_bytes).room;
 }
 
 // out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).

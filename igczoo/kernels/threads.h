@@ -13,25 +13,17 @@ extern "C" void GOMP_parallel(void (*run)(void*), void* data, unsigned threads, 
 
 namespace {
 
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T, Free>;
-
-template <class T>
-Buffer<T> allocate(int64_t count) {
-    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, ceil_div(count, 64) * 64 * sizeof(T))));
-}
-
 // A buffer of this thread's, kept from call to call.
 template <class T>
 T* scratch(int64_t count) {
-    static thread_local Buffer<T> memory;
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    static thread_local std::unique_ptr<T, Free> memory;
     static thread_local int64_t size = 0;
     if (size < count) {
-        memory = allocate<T>(count);
-        size = count;
+        size = ceil_div(count, 64) * 64;
+        memory.reset(static_cast<T*>(std::aligned_alloc(64, size * sizeof(T))));
     }
     return memory.get();
 }
