@@ -224,8 +224,8 @@ void stem_rows(const Stem& stem, const Image& image, int64_t begin, int64_t end,
 void run_stem(const Stem& stem, const Image& first, int64_t images, int64_t image_step, int64_t threads, Number* out) {
     constexpr int64_t STRIDE = STEM_STRIDE * POOL_STRIDE;
     const int64_t out_height = ceil_div(first.height, STRIDE), out_width = ceil_div(first.width, STRIDE);
-    // Few bands, for each computes rows of the map that its neighbour computes too, but two for a thread.
-    const int64_t bands = std::min(out_height, ceil_div(2 * threads, images));
+    // One band for a thread, but of two STEPs at least, for each computes one that its neighbour computes too.
+    const int64_t bands = std::min(ceil_div(out_height * POOL_STRIDE, 2 * STEP), ceil_div(threads, images));
     parallel(threads, images * bands, [&](int64_t item) {
         const int64_t number = item / bands, band = item % bands;
         Image image = first;
