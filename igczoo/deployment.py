@@ -110,21 +110,18 @@ class FusedStemIGCNet(IGCNet):
     It restores the order of channels after pooling them where that gives the same.
     """
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(self._forward_stem(x))
-
     def forward(self, x: Tensor) -> Tensor:
         if self.global_pool.pool_type not in ('avg', 'max', 'avgmax'):
             return super().forward(x)
-        x, last = self.stages.run(self._forward_stem(x))
+        x, last = self.stages.run(self.forward_stem(x))
         x = self.global_pool(x)                         # (N, C)
         if last.restore is not None:
             x = x.index_select(1, last.restore)
         return self.head(self.head_drop(x))
 
-    def _forward_stem(self, x: Tensor) -> Tensor:
+    def forward_stem(self, x: Tensor) -> Tensor:
         if not isinstance(self.pool, nn.MaxPool2d):     # pruned away
-            return self.pool(self.stem(x))
+            return super().forward_stem(x)
         conv = self.stem.conv
         return kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias)      # (7, 7, in_chans, C)
 
@@ -160,7 +157,7 @@ class DeployedStage(nn.Module):
 def _reordered(x: Tensor, order: Tensor) -> Tensor:
     """Channels of (N, C, H, W) in another order, in channels_last memory."""
     x = x.permute(0, 2, 3, 1)
-    return x.gather(3, order.expand(x.shape)).permute(0, 3, 1, 2)       # faster than index_select
+    return x.gather(3, order.expand(x.shape)).permute(0, 3, 1, 2)       # beyond batch 1 faster than index_select
 
 
 class DeployedStages(nn.Sequential):

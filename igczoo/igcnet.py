@@ -312,10 +312,14 @@ class IGCNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
-        x = self.pool(self.stem(x))
+        x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.stages, x, flatten=True)
         return self.stages(x)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, channels, H', W'), what the first stage takes."""
+        return self.pool(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool, drop out and classify; with ``pre_logits`` without the classifier."""
