@@ -68,6 +68,11 @@ def image(*shape, dtype=torch.float64):
     return numbers(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
+def image_of(rows):
+    """(N, H, W, C) as (N, C, H, W) in channels_last memory."""
+    return rows.permute(0, 3, 1, 2)
+
+
 def to(dtype, tensors):
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
@@ -105,6 +110,9 @@ SHAPES = [  # L, m, M, k, stride, dilation, N, H, W
     (44, 1, 3, 3, 1, 3, 1, 5, 6),
     (200, 2, 2, 3, 1, 1, 1, 1, 1),
     (264, 1, 2, 3, 2, 1, 1, 3, 5),
+    (72, 2, 2, 3, 1, 1, 2, 6, 7),
+    (131, 1, 3, 3, 2, 1, 1, 13, 12),
+    (264, 2, 1, 5, 1, 2, 1, 8, 8),
 ]
 
 
@@ -132,6 +140,47 @@ def test_kernel_is_the_reference(compiled, L, m, M, k, stride, dilation, N, H, W
     expected = kernels.torch_unit(*tensors, None, True, stride, dilation)
     with use_threads(threads):
         assert_close(kernels.unit(*to(dtype, tensors), None, True, stride, dilation), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    L=st.integers(64, 150), N=st.integers(1, 3), threads=st.integers(1, 5), range_=st.sampled_from([0, 3, 30, 60]),
+    sparse=st.sampled_from([0, .5, .97]), offset=st.sampled_from([0, 1]), seed=st.integers(0, 2 ** 31))
+def test_rows_and_columns_of_any_size(compiled, L, N, threads, range_, sparse, offset, seed):
+    """Each to its own precision, though the kernel may add rows' numbers to columns'; what is 0 stays 0, what is infinite infinite."""
+    torch.manual_seed(seed)
+
+    def some(*shape):
+        return (numbers(*shape) + offset) * (torch.rand(shape) >= sparse)
+
+    rows, secondary = some(N, 6, 7, L), some(1, L, L)
+    rows *= 2. ** torch.randint(-range_, range_ + 1, (N, 6, 7, 1))
+    secondary *= 2. ** torch.randint(-range_, range_ + 1, (1, 1, L))
+    rows[0, 1, 2], secondary[0, :, 5] = 0, 0
+    secondary[0, ::L // 8, 7] *= 2. ** -40          # no sample of a column tells its size
+    rows[0, 3, 4, 6], rows[0, 5, 6, 9] = float('inf'), float('nan')
+    x, primary = image_of(rows).float(), torch.ones(1, 1, 1, 1, L)
+    with use_threads(threads):
+        found = kernels.unit(x, primary, secondary.float(), torch.zeros(1, L), None, False).permute(0, 2, 3, 1).double()
+    finite, kept = torch.ones(N, 6, 7, dtype=torch.bool), secondary[0].float().double()
+    finite[0, 3, 4] = finite[0, 5, 6] = False
+    rows = rows.float().double()
+    error, lengths = (found - rows @ kept).abs(), rows.norm(dim=-1, keepdim=True) * kept.norm(dim=0)
+    assert (error <= 1.5e-6 * lengths)[finite].all()
+    assert (found[0, 1, 2] == 0).all() and (found[finite][:, 5] == 0).all()
+    torch.testing.assert_close(found[~finite], (rows @ kept)[~finite], rtol=1e-4, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 3e38])
+def test_a_weight_that_is_not_finite(compiled, value):
+    """Reaches its own column alone."""
+    torch.manual_seed(0)
+    x, primary, secondary = image(2, 100, 6, 7).float(), torch.ones(1, 1, 1, 1, 100), numbers(1, 100, 100).float()
+    secondary[0, 40, 70] = value
+    arguments = x, primary, secondary, torch.zeros(1, 100), None, False
+    found, expected = kernels.unit(*arguments), kernels.torch_unit(*arguments)
+    assert not value < 3e38 or not found[:, 70].isfinite().any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def block_and_expected(x, m, stride, dtype, L=20, M=2):
@@ -227,7 +276,7 @@ def test_residual_may_be_the_output(compiled):
 
 @pytest.mark.parametrize('value', [float('nan'), -float('nan'), float('inf')])
 @pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('L', [17, 18])
+@pytest.mark.parametrize('L', [17, 18, 69])
 def test_nan_comes_through(compiled, value, kind, L):
     close = dict(rtol=1e-4, atol=1e-4) if kind is torch.float32 else dict(rtol=2 ** -6, atol=2 ** -4)
     x, *weights = some_unit(L=L, dtype=kind)

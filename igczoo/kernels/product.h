@@ -70,9 +70,8 @@ struct Product {
     }
 };
 
-// `height` pixels by `vectors` vectors of N columns; of a single vector perhaps only `count` columns are there.
 template <int N, int height, int vectors, class T>
-__attribute__((noinline)) void multiply_block(const Product<T>& p, int count) {
+__attribute__((always_inline)) inline void fetch_outputs(const Product<T>& p) {
 #pragma GCC unroll 6
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
@@ -80,6 +79,21 @@ __attribute__((noinline)) void multiply_block(const Product<T>& p, int count) {
             __builtin_prefetch(p.out + h * p.pixel + v * N, 1);
             if (p.residual) __builtin_prefetch(p.residual + h * p.residual_pixel + v * N);
         }
+}
+
+// A vector of a pixel's sums, of which `count` are there.
+template <int N, class T>
+__attribute__((always_inline)) inline void put(const Product<T>& p, int h, int v, Vector<N> y, int count) {
+    if (p.bias) y += load_some<N>(p.bias + v * N, count);
+    if (p.residual) y += load_some<N>(p.residual + h * p.residual_pixel + v * N, count);
+    if (p.relu) y = relu(y);
+    store_some<N>(p.out + h * p.pixel + v * N, y, count);
+}
+
+// `height` pixels by `vectors` vectors of N columns; of a single vector perhaps only `count` columns are there.
+template <int N, int height, int vectors, class T>
+__attribute__((noinline)) void multiply_block(const Product<T>& p, int count) {
+    fetch_outputs<N, height, vectors>(p);
     Vector<N> sum[height][vectors] = {};
     const T* weight = p.weight;
     for (int64_t piece = 0; piece < p.pieces; ++piece) {
@@ -99,17 +113,10 @@ __attribute__((noinline)) void multiply_block(const Product<T>& p, int count) {
             }
         }
     }
-    const int there = vectors == 1 ? count : N;
 #pragma GCC unroll 6
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) {
-            Vector<N> y = sum[h][v];
-            if (p.bias) y += load_some<N>(p.bias + v * N, there);
-            if (p.residual) y += load_some<N>(p.residual + h * p.residual_pixel + v * N, there);
-            if (p.relu) y = relu(y);
-            store_some<N>(p.out + h * p.pixel + v * N, y, there);
-        }
+        for (int v = 0; v < vectors; ++v) put<N>(p, h, v, sum[h][v], vectors == 1 ? count : N);
 }
 
 // The columns of a block of the weight as (pieces x length / FACTORS, vectors, N, FACTORS), with zeros beyond its own end.
@@ -142,19 +149,28 @@ void multiply_columns(Product<T> p, int64_t pixels, int count, T* copy) {
     }
 }
 
-// Numbers that `multiply` needs room for, to pack a weight of so many rows.
-constexpr int64_t packed(int64_t rows) { return (rows + 1) * VECTORS * LANES; }
+// Numbers that `multiply` needs room for, to pack a weight of so many rows, by fours at most.
+constexpr int64_t packed(int64_t rows) { return ceil_div(rows, 4) * 4 * VECTORS * LANES; }
+
+// Calls run(lanes, vectors, product, count) for vectors of columns, and for those left over.
+template <class T, class Run>
+void over_columns(Product<T> p, int64_t columns, const Run& run) {
+    using One = std::integral_constant<int, 1>;
+    for (int64_t vectors; columns >= LANES; columns -= vectors * LANES, p.skip_columns(vectors * LANES)) {
+        vectors = ceil_div(columns / LANES, ceil_div(columns / LANES, VECTORS));
+        with_constant<VECTORS>(vectors, [&](auto vectors) { run(std::integral_constant<int, LANES>{}, vectors, p, LANES); });
+    }
+    if (columns > 8) run(std::integral_constant<int, LANES>{}, One{}, p, columns);
+    else if (columns > 4) run(std::integral_constant<int, std::min(LANES, 8)>{}, One{}, p, columns);
+    else if (columns > 0) run(std::integral_constant<int, 4>{}, One{}, p, columns);
+}
 
 // All columns of all pixels.
 template <class T>
-void multiply(Product<T> p, int64_t pixels, int64_t columns, T* copy = nullptr) {
-    for (int64_t vectors; columns >= LANES; columns -= vectors * LANES, p.skip_columns(vectors * LANES)) {
-        vectors = ceil_div(columns / LANES, ceil_div(columns / LANES, VECTORS));
-        with_constant<VECTORS>(vectors, [&](auto vectors) { multiply_columns<LANES, vectors>(p, pixels, LANES, copy); });
-    }
-    if (columns > 8) multiply_columns<LANES, 1>(p, pixels, columns, copy);
-    else if (columns > 4) multiply_columns<std::min(LANES, 8), 1>(p, pixels, columns, copy);
-    else if (columns > 0) multiply_columns<4, 1>(p, pixels, columns, copy);
+void multiply(const Product<T>& p, int64_t pixels, int64_t columns, T* copy = nullptr) {
+    over_columns(p, columns, [&](auto lanes, auto vectors, const Product<T>& p, int count) {
+        multiply_columns<lanes, vectors>(p, pixels, count, copy);
+    });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "pairs.h"
 #include "primary.h"
 #include "product.h"
 #include "threads.h"
@@ -14,7 +15,7 @@ struct Split {
     int64_t tiles, group, parts;
 };
 
-Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, int64_t threads) {
+Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, bool by_pairs, int64_t threads) {
     constexpr int64_t CACHE = 1 << 17;                              // floats: half the smallest L2 cache of today's servers
     Split best = {};
     int64_t least = INT64_MAX;
@@ -23,20 +24,34 @@ Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, int6
         for (int64_t parts = 1; parts == 1 || parts * 64 <= channels; parts *= 2)
             for (int64_t tiles = ceil_div(pixels, most), last = tiles + threads; tiles < last; ++tiles) {
                 // Of the thread with most items: taps, which two planes share, at a quarter of the product's speed, and the weights, read
-                // anew for each tile.
+                // anew for each tile, and packed where the product is by pairs.
                 const int64_t items = ceil_div(tiles * groups * parts, threads), tile = ceil_div(pixels, tiles);
-                const int64_t cost = items * (tile * (4 * taps * parts + group * channels) + 4 * group * channels) / parts;
+                const int64_t cost = items * (tile * (4 * taps * parts + group * channels) + (by_pairs ? 16 : 4) * group * channels) / parts;
                 if (cost < least) least = cost, best = {tiles, group, parts};
             }
     }
     return best;
 }
 
+// All columns of all pixels, whose rows may be overwritten.
+template <class T>
+void multiply(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, bool by_pairs, T* copy) {
+    if constexpr (PAIRS_PAY<T>)
+        if (by_pairs) {
+            Row* sums = scratch<Row>(pixels);
+            divide_rows(rows, p.row, pixels, p.length, sums);
+            return multiply(p, sums, pixels, columns, copy);
+        }
+    multiply(p, pixels, columns, copy);
+}
+
 // A tile of pixels at a time: the primary convolution, and the projection of a shortcut, then a product for each plane.
 void unit(const Primary& p, const Primary& shortcut, const Number* secondary, const Number* bias, int64_t images, int64_t planes, bool relu,
           int64_t threads, Number* out) {
     const int64_t L = p.channels, row = ceil_div(L, 16) * 16, pixels = images * p.out_height * p.out_width;
-    const Split s = split(pixels, planes, L, p.in_planes * p.kernel * p.kernel, threads);
+    // Of each image by itself: how many there are makes no difference to any.
+    const bool by_pairs = PAIRS_PAY<Number> && L >= 64 && p.out_height * p.out_width >= 32;
+    const Split s = split(pixels, planes, L, p.in_planes * p.kernel * p.kernel, by_pairs, threads);
     const int64_t most = ceil_div(pixels, s.tiles), part = ceil_div(ceil_div(L, s.parts), 64) * 64;
     parallel(threads, s.tiles * s.parts * ceil_div(planes, s.group), [&](int64_t item) {
         const int64_t tile = item % s.tiles, begin = tile * pixels / s.tiles, end = (tile + 1) * pixels / s.tiles;
@@ -58,7 +73,7 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
             if (shortcut.weight) product.residual = added + j * plane_rows, product.residual_pixel = row;
             else if (product.residual) product.residual += at;
             product.skip_columns(column);
-            multiply(product, end - begin, std::min(part, L - column), copy);
+            multiply(product, rows + j * plane_rows, end - begin, std::min(part, L - column), by_pairs, copy);
         }
     });
 }

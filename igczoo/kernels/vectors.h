@@ -99,6 +99,6 @@ __attribute__((always_inline)) inline void over_lanes(const Run& run) {
     run(std::integral_constant<int, 1>{});
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
