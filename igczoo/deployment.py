@@ -33,7 +33,7 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
         model: an `IGCNet` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
         example: (N, in_chans, H, W) of the device and dtype of the model, to choose by measurement.
         portable: use nothing but PyTorch's own operations, as an export to another engine needs.
-        build: compile the fused kernel for a model on a CPU if that has not been done on this machine yet, which takes some ten seconds
+        build: compile the fused kernel for a model on a CPU if that has not been done on this machine yet, which takes some fifteen seconds
             once; where it cannot be compiled, the layers take other forms.
 
     Raises:

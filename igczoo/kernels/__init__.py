@@ -365,7 +365,7 @@ def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
     It is compiled once for a type, source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or ~/.cache.
 
     Args:
-        build: compile it where that has not been done; takes some ten seconds. Otherwise only a compiled one is taken.
+        build: compile it where that has not been done; takes some fifteen seconds. Otherwise only a compiled one is taken.
         dtype: float32 or bfloat16; there is none for another.
 
     Returns:

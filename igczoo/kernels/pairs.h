@@ -49,7 +49,7 @@ struct Row {
     float* numbers;
     float pairs;                                                    // the sum of x0 x1
     float unit;                                                     // what its numbers were divided by, 0 where all are 0
-    bool whole;                                                     // not divided, for it holds infinity or NaN: not to be multiplied by pairs
+    bool whole;                                                     // not divided: it holds infinity, NaN or next to nothing; not by pairs
 };
 
 // Two sums of a row of whole vectors, with zeros behind its end.
@@ -143,7 +143,8 @@ struct Columns {
 
 // `height` pixels, of the block that comes after so many others.
 template <int N, int height, int vectors>
-__attribute__((noinline)) void multiply_block(const Product<float>& p, const Row* rows, const Columns<N, vectors>& columns, int64_t others) {
+__attribute__((noinline)) void multiply_block(
+    const Product<float>& p, const Row* rows, const Columns<N, vectors>& columns, int64_t others) {
     fetch_outputs<N, height, vectors>(p);
     Vector<N> sum[height][vectors] = {};
     const int64_t row = p.row, step = p.step, length = p.length;
@@ -186,6 +187,7 @@ void each_run(const Row* rows, int64_t pixels, bool whole, const Run& run) {
     }
 }
 
+// Whole rows as they are, with `copy` for their columns, and then the others.
 template <int N, int vectors>
 void multiply_columns(const Product<float>& p, Row* rows, int64_t pixels, int count, float* copy) {
     const auto multiply_whole = [&](int64_t begin, int64_t pixels) {

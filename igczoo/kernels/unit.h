@@ -26,16 +26,17 @@ Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, bool
                 // Of the thread with most items: taps, which two planes share, at a quarter of the product's speed, and the weights, read
                 // anew for each tile, and packed where the product is by pairs.
                 const int64_t items = ceil_div(tiles * groups * parts, threads), tile = ceil_div(pixels, tiles);
-                const int64_t cost = items * (tile * (4 * taps * parts + group * channels) + (by_pairs ? 16 : 4) * group * channels) / parts;
+                const int64_t weights = (by_pairs ? 16 : 4) * group * channels;
+                const int64_t cost = items * (tile * (4 * taps * parts + group * channels) + weights) / parts;
                 if (cost < least) least = cost, best = {tiles, group, parts};
             }
     }
     return best;
 }
 
-// All columns of all pixels, whose rows may be overwritten.
+// All columns of all pixels; by pairs, the rows are divided where they are.
 template <class T>
-void multiply(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, bool by_pairs, T* copy) {
+void multiply_tile(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, bool by_pairs, T* copy) {
     if constexpr (PAIRS_PAY<T>)
         if (by_pairs) {
             Row* sums = scratch<Row>(pixels);
@@ -49,7 +50,8 @@ void multiply(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, boo
 void unit(const Primary& p, const Primary& shortcut, const Number* secondary, const Number* bias, int64_t images, int64_t planes, bool relu,
           int64_t threads, Number* out) {
     const int64_t L = p.channels, row = ceil_div(L, 16) * 16, pixels = images * p.out_height * p.out_width;
-    // Of each image by itself: how many there are makes no difference to any.
+    // What dividing costs is a matter of a row for each of L columns, and of a column for each pixel. Of one image's pixels: how many
+    // images there are makes no difference to any.
     const bool by_pairs = PAIRS_PAY<Number> && L >= 64 && p.out_height * p.out_width >= 32;
     const Split s = split(pixels, planes, L, p.in_planes * p.kernel * p.kernel, by_pairs, threads);
     const int64_t most = ceil_div(pixels, s.tiles), part = ceil_div(ceil_div(L, s.parts), 64) * 64;
@@ -73,7 +75,7 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
             if (shortcut.weight) product.residual = added + j * plane_rows, product.residual_pixel = row;
             else if (product.residual) product.residual += at;
             product.skip_columns(column);
-            multiply(product, rows + j * plane_rows, end - begin, std::min(part, L - column), by_pairs, copy);
+            multiply_tile(product, rows + j * plane_rows, end - begin, std::min(part, L - column), by_pairs, copy);
         }
     });
 }
