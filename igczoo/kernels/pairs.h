@@ -54,13 +54,12 @@ struct Row {
 
 // Two sums of a row of whole vectors, with zeros behind its end.
 inline Row sums(float* row, const float* end, float* size) {
-    Bits<LANES> firsts = {};
-    for (int lane = 0; lane < LANES; lane += 4) firsts[lane] = ~0u;
+    typedef uint64_t Twos __attribute__((vector_size(LANES * 4)));
     Vector<LANES> sizes = {}, pairs = {};
-    for (const float* x = row; x < end; x += LANES) {
-        const Vector<LANES> x0 = load<LANES>(x), x1 = (Vector<LANES>)((Bits<LANES>)load<LANES>(x + 1) & firsts);
-        sizes += magnitude<LANES>(x0);
-        pairs += x0 * x1;
+    for (const float* at = row; at < end; at += LANES) {
+        const Vector<LANES> x = load<LANES>(at);
+        sizes += magnitude<LANES>(x);
+        pairs += x * (Vector<LANES>)((Twos)x >> 32);                // in every fourth lane x0 by x1, its neighbour
     }
     *size = total(fold<LANES>(sizes));
     return {row, fold<LANES>(pairs)[0], 1, false};
@@ -70,11 +69,12 @@ inline Row sums(float* row, const float* end, float* size) {
 inline void divide_rows(float* rows, int64_t row, int64_t pixels, int64_t length, Row* to) {
     Bits<LANES> there = {};
     for (int64_t lane = 0; lane < LANES - (row - length); ++lane) there[lane] = ~0u;
+    const float share = 1.0f / length;
     for (; pixels > 0; --pixels, rows += row, ++to) {
         float *end = rows + row, size;
         store<LANES>(end - LANES, (Vector<LANES>)((Bits<LANES>)load<LANES>(end - LANES) & there));
         *to = sums(rows, end, &size);
-        const float mean = size / length;
+        const float mean = size * share;
         if (mean > 0.25f && mean < 4) continue;                     // as good as near 1
         to->whole = mean != 0 && !std::isnormal(mean);
         if (to->whole) continue;
