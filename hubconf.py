@@ -1,5 +1,6 @@
 """torch.hub entry points: torch.hub.load('<owner>/<repository>', 'igc_resnet', pretrained=True)."""
-from igczoo.igcnet import (  # noqa: F401
+from igczoo.nets.igcnet import igc_resnet as _igc_resnet
+from igczoo.registry import (  # noqa: F401
     igc_plain20_l24m2,
     igc_regconv18_c64,
     igc_regconv18_c69,
@@ -13,7 +14,6 @@ from igczoo.igcnet import (  # noqa: F401
     igcnet18_l4m32,
     igcnet18_l16m16,
 )
-from igczoo.igcnet import igc_resnet as _igc_resnet
 
 dependencies = ['torch', 'torchvision', 'timm', 'huggingface_hub', 'safetensors', 'PIL']
 
@@ -36,7 +36,7 @@ def igc_resnet(depth: int = 20, primary: int = 24, secondary: int = 2, num_class
         return _igc_resnet(depth, primary, secondary, num_classes, **kwargs)
     import timm
 
-    from igczoo.card import cards
+    from igczoo.checkpoints.card import cards
     name = f'igc_resnet{depth}_l{primary}m{secondary}'
     trained = [card.model for card in cards().values() if card.default and card.model.startswith('igc_resnet')]
     if name not in trained:

@@ -1,4 +1,4 @@
-"""How long `igczoo.store.fetch` takes to give up, with its real limits, against a server on this machine that misbehaves.
+"""How long `igczoo.checkpoints.store.fetch` takes to give up, with its real limits, against a server on this machine that misbehaves.
 
     PYTHONPATH=tests python benchmarks/download_waits.py
 """
@@ -13,8 +13,8 @@ import time
 
 from hub_server import HubServer
 
-from igczoo.card import find_card
-from igczoo.store import StoreError, fetch
+from igczoo.checkpoints.card import find_card
+from igczoo.checkpoints.store import StoreError, fetch
 
 PAYLOAD = bytes(200_000)
 CARD = dataclasses.replace(find_card('igc_resnet20_l24m2'), sha256=hashlib.sha256(PAYLOAD).hexdigest(), size=len(PAYLOAD))

@@ -10,7 +10,7 @@ import argparse
 import torch
 
 import igczoo  # noqa: F401  registers the models
-from igczoo.bench import bench, host, peak_memory, table
+from igczoo.deployment.bench import bench, host, peak_memory, table
 
 OTHERS = ('resnet18', 'resnet34', 'mobilenetv2_100', 'mobilenetv3_large_100')
 MEASURED = ('plain, channels_last', 'deployed')

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import igczoo  # noqa: F401  registers the models
-from igczoo.planar import PlanarIGCNet, has_igc_layers
+from igczoo.training.planar import PlanarIGCNet, has_igc_layers
 
 ROUNDS = 7
 

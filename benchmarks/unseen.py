@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from igczoo.images import open_split
+from igczoo.training.images import open_split
 
 
 def main() -> None:

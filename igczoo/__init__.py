@@ -5,27 +5,27 @@ Importing it makes timm know every model here: at once where timm is imported al
 """
 from __future__ import annotations
 
-import importlib.util
 import sys
-from importlib import import_module
-from importlib.abc import MetaPathFinder
+from importlib import import_module, reload
+from importlib.abc import Loader, MetaPathFinder
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .card import list_models
-    from .classifier import Classifier, Prediction, load
-    from .convert import convert_checkpoint
-    from .deployment import deploy
-    from .igcnet import IGCNet, igc_resnet
-    from .layers import IGConv2d, interleave
+    from .checkpoints.card import list_models
+    from .checkpoints.convert import convert_checkpoint
+    from .deployment.deploy import deploy
+    from .inference.classifier import Classifier, Prediction, load
+    from .nets.igcnet import IGCNet, igc_resnet
+    from .nets.layers import IGConv2d, interleave
 
 __version__ = '0.1.0'
 __all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'deploy', 'igc_resnet', 'interleave',
            'list_models', 'load']
 
 HOMES = {
-    'Classifier': 'classifier', 'Prediction': 'classifier', 'load': 'classifier', 'list_models': 'card', 'convert_checkpoint': 'convert',
-    'deploy': 'deployment', 'IGCNet': 'igcnet', 'igc_resnet': 'igcnet', 'IGConv2d': 'layers', 'interleave': 'layers',
+    'Classifier': 'inference.classifier', 'Prediction': 'inference.classifier', 'load': 'inference.classifier',
+    'list_models': 'checkpoints.card', 'convert_checkpoint': 'checkpoints.convert', 'deploy': 'deployment.deploy',
+    'IGCNet': 'nets.igcnet', 'igc_resnet': 'nets.igcnet', 'IGConv2d': 'nets.layers', 'interleave': 'nets.layers',
 }
 
 
@@ -39,26 +39,45 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _RegisterAfterTimm(MetaPathFinder):
-    """Lets timm be imported as it would be, then imports the models, which register themselves."""
+class _AfterTimm(Loader):
+    """Loads timm as its own loader does, then imports `igczoo.registry`, which registers the models."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __getattr__(self, name: str):   # what else is asked of a loader: get_source, is_package, ...
+        return getattr(self.loader, name)
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module) -> None:
+        self.loader.exec_module(module)
+        _register()
+
+
+class _TimmFinder(MetaPathFinder):
+    """Finds timm where the other finders do, and has it loaded by `_AfterTimm`; looking timm up without importing it changes nothing."""
 
     def find_spec(self, name, path=None, target=None):
         if name != 'timm':
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:
-            execute = spec.loader.exec_module
-
-            def exec_module(module):
-                execute(module)
-                import_module('.igcnet', __name__)
-
-            spec.loader.exec_module = exec_module
-        return spec
+        for finder in sys.meta_path:
+            find = None if finder is self else getattr(finder, 'find_spec', None)
+            if find and (spec := find(name, path, target)):
+                spec.loader = spec.loader and _AfterTimm(spec.loader)
+                return spec
+        return None
 
 
-if 'timm' in sys.modules:
-    import_module('.igcnet', __name__)
-else:
-    sys.meta_path.insert(0, _RegisterAfterTimm())
+def _register() -> None:
+    """Tell timm of the models; once more where timm has been imported anew, with a registry that is empty of them."""
+    registry = import_module('.registry', __name__)
+    if not sys.modules['timm.models'].is_model('igcnet18') and not getattr(registry.__spec__, '_initializing', False):
+        reload(registry)
+
+
+if not any(type(finder).__name__ == '_TimmFinder' for finder in sys.meta_path):
+    sys.meta_path.insert(0, _TimmFinder())
+if 'timm' in sys.modules and not getattr(sys.modules['timm'].__spec__, '_initializing', False):
+    _register()

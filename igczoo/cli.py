@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .card import cards, find_card, list_models
+from .checkpoints.card import cards, find_card, list_models
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .inference.classifier import Classifier
 
 __all__ = ['main']
 
@@ -153,7 +153,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from .store import locate
+    from .checkpoints.store import locate
     card = find_card(arguments.name)
     copies = [copy._replace(path=str(copy.path))._asdict() for copy in locate(card)]
     if arguments.json:
@@ -174,8 +174,8 @@ def _shortened(of_classes: Sequence | str) -> str:
 
 def _load(name: str, device: str, deploy: bool | None) -> Classifier:
     """A classifier, deployed; with None, where its model can be deployed, and without compiling a kernel for it."""
-    from .classifier import Classifier, load
-    from .deployment import deploy as deployed
+    from .deployment.deploy import deploy as deployed
+    from .inference.classifier import Classifier, load
     classifier = load(name, device, deploy=bool(deploy))
     if deploy is None:
         with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
@@ -186,7 +186,7 @@ def _load(name: str, device: str, deploy: bool | None) -> Classifier:
 def _classify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .photograph import ImageError, find_images
+    from .inference.photograph import ImageError, find_images
     classifier = _load(arguments.model, arguments.device, arguments.deploy)
     images = [file for image in arguments.images for file in (find_images(image) if Path(image).is_dir() else [image])]
     results, failed = [], 0
@@ -207,7 +207,7 @@ def _classify(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .store import locate
+    from .checkpoints.store import locate
     names = list_models() if arguments.all else [find_card(arguments.name).name]
     copies = [dict(name=name, source=copy.source, path=str(copy.path), state=copy.state)
               for name in names for copy in locate(cards()[name], rehash=True) if copy.state != 'absent']
@@ -222,8 +222,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .classifier import load
-    from .evaluate import evaluate
+    from .inference.classifier import load
+    from .training.evaluate import evaluate
     classifier = load(arguments.name, arguments.device, deploy=arguments.deploy)
     result = evaluate(classifier, arguments.data, arguments.batch_size, arguments.workers)
     if arguments.json:
@@ -235,8 +235,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from .recipes import find_recipe
-    from .train import train
+    from .training.recipes import find_recipe
+    from .training.train import train
     recipe = find_recipe(arguments.recipe)
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
@@ -247,15 +247,17 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from .export import export
-    deviation = export(arguments.name, arguments.out)
+    from .deployment.export import check_target, export
+    from .inference.classifier import load
+    check_target(arguments.out)     # before minutes of loading
+    deviation = export(load(arguments.name), arguments.out)
     print(f"{arguments.out}: its logits differ from PyTorch's by at most {deviation:.0e} of their spread")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     import torch
 
-    from .bench import bench, host, ratio, table
+    from .deployment.bench import bench, host, ratio, table
     timings = bench([arguments.name], arguments.size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
                     arguments.compile, rounds=arguments.rounds)
     if arguments.json:
@@ -269,12 +271,12 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from .convert import convert_folder
+    from .checkpoints.convert import convert_folder
     print(f'{convert_folder(arguments.file, arguments.model, arguments.out)}: load it by igczoo.load or timm\'s local-dir:')
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from .publish import publish
+    from .checkpoints.publish import publish
     publication = publish(arguments.name, arguments.to, dry_run=not arguments.upload)
     if arguments.json:
         return _print_json(asdict(publication))

@@ -8,7 +8,7 @@ import numpy as np
 from hub_server import HubServer
 from params_files import synthetic_params, write_params
 
-from igczoo.card import Card, cards
+from igczoo.checkpoints.card import Card, cards
 
 
 def stand_in(server: HubServer, model: str, fmt: str = 'LEGACY') -> tuple[Card, dict[str, np.ndarray]]:

@@ -12,9 +12,9 @@ import pytest
 import timm
 from PIL import Image
 
-from igczoo import bench
-from igczoo.card import cards
+from igczoo.checkpoints.card import cards
 from igczoo.cli import main
+from igczoo.deployment import bench
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'

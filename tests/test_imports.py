@@ -1,5 +1,4 @@
-"""Files depend one way, and importing the package or asking for help loads no more than it must."""
-import ast
+"""Rooms depend one way, and importing the package or asking for help loads no more than it must."""
 import subprocess
 import sys
 from pathlib import Path
@@ -9,37 +8,6 @@ import pytest
 import igczoo
 
 PACKAGE = Path(igczoo.__file__).parent
-ORDER = ['layers', 'card', 'download', 'store', 'planes', 'kernels', 'forms', 'igcnet', 'deployment', 'photograph', 'classifier', 'images',
-         'evaluate', 'planar', 'recipes', 'augment', 'train', 'export', 'bench', 'convert', 'model_card', 'publish', 'cli']
-ALLOWED_DOWN = {
-    ('store', 'convert'),       # the store converts an origin's file, when it has fetched one
-    ('igcnet', 'deployment'),   # timm has the blocks deploy themselves, when it is asked to
-}
-
-
-def imported(file: Path, name: str) -> set[str]:
-    """The parts of igczoo that a file imports, anywhere in it."""
-    package = file.relative_to(PACKAGE).parent.parts
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[:len(package) - node.level + 1]
-            found |= {(*base, *(node.module or alias.name).split('.'))[0] for alias in node.names}
-    return found - {name}
-
-
-@pytest.mark.parametrize('name', ORDER)
-def test_imports_point_up(name):
-    files = list((PACKAGE / name).glob('*.py')) if (PACKAGE / name).is_dir() else [PACKAGE / f'{name}.py']
-    assert files and all(file.exists() for file in files)
-    for file in files:
-        for other in imported(file, name):
-            assert ORDER.index(other) < ORDER.index(name) or (name, other) in ALLOWED_DOWN, f'{file.name} imports {other}'
-
-
-def test_the_order_names_every_file():
-    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == '.py' or (path / '__init__.py').exists()}
-    assert parts - {'__init__'} == set(ORDER)
 
 
 def run(code: str) -> str:
@@ -47,15 +15,47 @@ def run(code: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=PACKAGE.parent).stdout
 
 
+def test_rooms_import_one_way():
+    linter = 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])'
+    done = subprocess.run([sys.executable, '-c', linter], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0 and 'Contracts: 2 kept, 0 broken.' in done.stdout, done.stdout + done.stderr
+
+
 def test_help_loads_neither_torch_nor_timm():
     code = 'import sys\nfrom igczoo.cli import main\ntry: main(["--help"])\nexcept SystemExit: print({"torch", "timm"} & set(sys.modules))'
     assert run(code).endswith('set()\n')
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, '-m', 'igczoo', 'list'], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0 and 'igcnet18.tinyimagenet' in done.stdout
+
+
 @pytest.mark.parametrize('imports', [
-    'import igczoo, timm', 'import timm, igczoo', 'import igczoo\nfrom timm.models import create_model\nimport timm'])
-def test_models_are_registered_in_either_order(imports):
-    assert run(f'{imports}\nprint(timm.models.model_entrypoint("igcnet18").__module__)') == 'igczoo.igcnet\n'
+    'import igczoo, timm',
+    'import timm, igczoo',
+    'import igczoo\nfrom timm.models import create_model\nimport timm',
+    'import igczoo, importlib.util\nimportlib.util.find_spec("timm")\nimport timm',         # as transformers does
+    'import igczoo, importlib.util\nimportlib.util.find_spec("timm")\nimport importlib\nimportlib.reload(igczoo)\nimport timm',
+    'import igczoo.nets.igcnet, timm',
+    'import igczoo.deployment.forms, timm',
+    'import igczoo.inference.classifier, timm',
+    'import igczoo.checkpoints.convert, timm',
+    'import igczoo.registry, timm',
+    'import igczoo, timm, sys\nfor name in [name for name in sys.modules if name.partition(".")[0] == "timm"]: del sys.modules[name]\n'
+    'import timm',
+    'import igczoo, importlib.util, sys\nspec = importlib.util.find_spec("timm")\nspec.loader = importlib.util.LazyLoader(spec.loader)\n'
+    'timm = sys.modules["timm"] = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(timm)',
+])
+def test_models_are_registered_however_timm_is_imported(imports):
+    asked = 'timm.models.model_entrypoint("igcnet18").__module__, timm.create_model("igc_resnet20_l4m8").num_classes'
+    found = run(f'{imports}\nprint({asked})')
+    assert found == 'igczoo.registry 10\n'
+
+
+def test_what_is_asked_of_a_loader_is_answered_for_timm():
+    assert run('import igczoo, importlib.util\nloader = importlib.util.find_spec("timm").loader\n'
+               'print("create_model" in loader.get_source("timm"), loader.is_package("timm"))') == 'True True\n'
 
 
 def test_every_public_name_is_there():

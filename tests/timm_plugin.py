@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from origins import stand_in
 
 import igczoo  # noqa: F401  registers the models
-from igczoo.card import cards
+from igczoo.checkpoints.card import cards
 
 list_every_model, list_every_pretrained = timm.list_models, timm.list_pretrained
 

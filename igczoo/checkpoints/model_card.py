@@ -1,0 +1,228 @@
+"""What is written from the cards: config.json and README.md of each folder of weights/, and the table of weights in the README.
+
+`python -m igczoo.checkpoints.model_card` writes them all again; a test compares.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from huggingface_hub.utils import yaml_dump
+from timm.data import ImageNetInfo
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..nets.igcnet import build, timm_cfg
+from .card import Accuracy, Card, Trained, cards, weights_folder
+
+__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']
+
+TABLE_MARKS = '<!-- weights: written by python -m igczoo.checkpoints.model_card -->', '<!-- end of weights -->'
+TRAINING_DATA = {'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k'}  # tag -> on the hub
+INTRODUCTION = '''An Interleaved Group Convolution network (Zhang, Qi, Xiao, Wang: Interleaved Group Convolutions for Deep Neural Networks,
+ICCV 2017, [arXiv:1707.02725](https://arxiv.org/abs/1707.02725)) for [timm](https://github.com/huggingface/pytorch-image-models).
+'''
+CITATION = '''```bibtex
+@inproceedings{zhang2017interleaved,
+  title = {Interleaved Group Convolutions for Deep Neural Networks},
+  author = {Zhang, Ting and Qi, Guo-Jun and Xiao, Bin and Wang, Jingdong},
+  booktitle = {ICCV},
+  year = {2017}
+}
+```'''
+
+
+def config_json(card: Card) -> str:
+    """The config.json of a hub repository in timm's layout."""
+    model = build(card.model, num_classes=card.num_classes, device='meta')
+    labels = ImageNetInfo().label_descriptions() if isinstance(card.labels, str) else card.labels
+    config = dict(
+        architecture=card.model, num_classes=card.num_classes, num_features=model.num_features, global_pool=model.global_pool.pool_type,
+        label_names=labels, pretrained_cfg=dict(tag=card.tag) | timm_cfg(
+            card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title))
+    return json.dumps(config, indent=1, ensure_ascii=False) + '\n'
+
+
+def model_card(card: Card) -> str:
+    """The README.md of a hub repository: YAML metadata, then what a user must know. A section with nothing to say is left out."""
+    sections = {
+        'Use': _use(card),
+        'Accuracy': _accuracy(card),
+        'Comparison': comparison(card).rstrip(),
+        'Where it comes from': _provenance(card),
+        'Limits': card.limits,
+        'Terms': f'Licence of the weights: {card.license}. {card.terms}'.strip(),
+        'Citation': CITATION,
+    }
+    body = ''.join(f'\n## {title}\n{text}\n' for title, text in sections.items() if text)
+    metadata = yaml_dump(_metadata(card), sort_keys=False)
+    return f'---\n{metadata}---\n# {card.name}\n\n{card.title}. {INTRODUCTION}\n{_facts(card)}{body}'
+
+
+def weights_table(found: dict[str, Card]) -> str:
+    """A Markdown table of checkpoints, one row each."""
+    return _table([_table_row(found[name]) for name in sorted(found)])
+
+
+def comparison(card: Card) -> str:
+    """What the card's comparison says, with a Markdown table; '' where there is none."""
+    if card.comparison is None:
+        return ''
+    rows = [_comparison_row(card, net) for net in card.comparison.nets]
+    return f'{card.comparison.conditions}\n\n{_table(rows)}'
+
+
+def with_table(readme: str) -> str:
+    """The README's text with the table of this installation's checkpoints, and comparisons, between its `TABLE_MARKS`.
+
+    Raises:
+        ValueError: the text has not each mark once, in their order.
+    """
+    start, end = TABLE_MARKS
+    if readme.count(start) != 1 or readme.partition(start)[2].count(end) != 1:
+        raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
+    before, _, rest = readme.partition(start)
+    found = cards()
+    tables = '\n'.join(filter(None, [weights_table(found), *(comparison(found[name]) for name in sorted(found))]))
+    return f'{before}{start}\n{tables}{end}{rest.partition(end)[2]}'
+
+
+def count_params(model: torch.nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: torch.nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-adds of the convolutions and the classifier for one image of ``input_size`` (channels, height, width).
+
+    A model on the meta device is counted without computing anything.
+    """
+    x = torch.zeros(1, *input_size, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x)
+    return counter.get_total_flops() // 2
+
+
+def _metadata(card: Card) -> dict[str, Any]:
+    """The hub's metadata. Its model-index has what was measured, never what others print."""
+    measured = [accuracy for accuracy in card.accuracy if accuracy.by == 'igczoo']
+    metadata = dict(library_name='timm', pipeline_tag='image-classification', license=card.license.lower(),
+                    tags=['timm', 'igcnet', 'image-classification'])
+    if card.tag in TRAINING_DATA:
+        metadata['datasets'] = [TRAINING_DATA[card.tag]]
+    metadata['metrics'] = ['accuracy']
+    if measured:
+        metadata['model-index'] = [dict(name=card.name, results=[_result(card, accuracy) for accuracy in measured])]
+    return metadata
+
+
+def _result(card: Card, accuracy: Accuracy) -> dict[str, Any]:
+    name, own_name = (measured.dataset.partition(' (')[0] for measured in (accuracy, card.accuracy[0]))   # less '(the encoding)'
+    metrics = [dict(type='accuracy', value=accuracy.top1, name='top-1 accuracy, %')]
+    if accuracy.top5 is not None:
+        metrics.append(dict(type='accuracy', value=accuracy.top5, name='top-5 accuracy, %'))
+    kind = TRAINING_DATA.get(card.tag, card.tag) if name == own_name else name
+    dataset = dict(name=accuracy.dataset, type=kind, split=accuracy.split)
+    return dict(task=dict(type='image-classification'), dataset=dataset, metrics=metrics)
+
+
+def _facts(card: Card) -> str:
+    preprocess = card.preprocess
+    names = ', named in config.json' if isinstance(card.labels, str) or card.num_classes > 20 else f': {", ".join(card.labels)}'
+    facts = {
+        'parameters': f'{card.params:,}',
+        'multiply-adds of one image': f'{card.macs:,}',
+        'input': f'{"x".join(map(str, preprocess.input_size))}, {preprocess.interpolation}, crop_pct {preprocess.crop_pct:g}, '
+                 f'crop_mode {preprocess.crop_mode}',
+        'mean, std of R, G, B in 0..1': f'{preprocess.mean}, {preprocess.std}',
+        'classes': f'{card.num_classes}{names}',
+    }
+    if card.sha256:
+        facts['model.safetensors'] = f'{card.size:,} bytes, {card.dtype}, sha256 `{card.sha256}`'
+    return _table([{'fact': fact, 'value': value} for fact, value in facts.items()])
+
+
+def _use(card: Card) -> str:
+    return f'''```python
+import igczoo, timm                                             # igczoo tells timm of its models
+classifier = igczoo.load('{card.name}')
+print(classifier.classify('photograph.jpg', k=3))               # labels with scores, likeliest first
+print(classifier.embed('photograph.jpg').shape)                 # pooled features
+model = timm.create_model('{card.name}', pretrained=True)
+```'''
+
+
+def _accuracy(card: Card) -> str:
+    rows = [{
+        'data': accuracy.dataset,
+        'split': accuracy.split,
+        'images': f'{accuracy.n:,}' if accuracy.n else '',
+        'top-1, %': f'{accuracy.top1:.2f}',
+        '95 % interval (Wilson)': _interval(accuracy),
+        'top-5, %': '' if accuracy.top5 is None else f'{accuracy.top5:.2f}',
+        'by': '`igczoo evaluate`' if accuracy.by == 'igczoo' else accuracy.by,
+        'note': accuracy.note,
+    } for accuracy in card.accuracy]
+    return _table(rows).rstrip()
+
+
+def _provenance(card: Card) -> str:
+    lines = [card.provenance]
+    if card.recipe:
+        lines.append(f'The recipe: `igczoo train {card.recipe} --data DATA`.')
+    if card.origin:
+        lines.append(f'The file: <{card.origin.url}>, {card.origin.size:,} bytes, git blob `{card.origin.git_blob_sha1}`.')
+    return '\n\n'.join(filter(None, lines))
+
+
+def _table_row(card: Card) -> dict[str, str]:
+    size = card.origin.size if card.origin else card.size
+    row = {
+        'checkpoint': f'[`{card.name}`](weights/{card.name}/README.md)',
+        'parameters': f'{card.params / 1e6:.2f} M',
+        'multiply-adds': f'{card.macs / 1e6:,.0f} M',
+        'file': f'{size / 1e6:.1f} MB{", fetched from the authors" if card.origin else ""}',
+    }
+    if card.accuracy:
+        first = card.accuracy[0]
+        images = f', {first.n:,} images' if first.n else ''
+        interval = f' ({_interval(first)})' if first.top1_interval else ''
+        row |= {'top-1, % (95 % interval)': f'{first.top1:.2f}{interval}', 'top-5, %': '' if first.top5 is None else f'{first.top5:.2f}',
+                'of': f'{first.dataset}, {first.split}{images}{"" if first.by == "igczoo" else f"; printed by {first.by}"}'}
+    return row
+
+
+def _comparison_row(card: Card, net: Trained) -> dict[str, str]:
+    model = build(net.model, num_classes=card.num_classes, device='meta')
+    return {
+        'net': f'`{net.model}`',
+        'parameters': f'{count_params(model) / 1e6:.2f} M',
+        'multiply-adds': f'{count_macs(model, card.preprocess.input_size) / 1e6:,.0f} M',
+        'top-1, %': f'{net.top1:.2f}',
+        'seconds an epoch': f'{net.epoch_seconds:,.0f}',
+    }
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return '{:.2f} to {:.2f}'.format(*accuracy.top1_interval) if accuracy.top1_interval else ''
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table without the columns that are empty in every row; '' where there is no row."""
+    columns = [column for column in dict.fromkeys(column for row in rows for column in row) if any(row.get(column) for row in rows)]
+    lines = [columns, ['---'] * len(columns), *([row.get(column, '') for column in columns] for row in rows)] if rows else []
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _write_all() -> None:
+    folder = weights_folder()
+    for card in cards().values():
+        (folder / card.name / 'config.json').write_text(config_json(card), encoding='utf-8')
+        (folder / card.name / 'README.md').write_text(model_card(card), encoding='utf-8')
+    readme = folder.parent / 'README.md'
+    readme.write_text(with_table(readme.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    _write_all()

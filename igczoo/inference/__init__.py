@@ -1,0 +1,1 @@
+"""A photograph in, labels out."""

@@ -1,0 +1,426 @@
+"""IGCNet: networks of interleaved group convolutions (Zhang, Qi, Xiao, Wang, ICCV 2017), and their regular-convolution twins.
+
+In the order data flows: stem, blocks of units, head; then the table of variants, and what timm must know of each.
+"""
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, create_classifier, get_device_dtype, get_norm_layer
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .layers import IGConv2d
+
+__all__ = ['VARIANTS', 'IGCNet', 'build', 'checkpoint_filter_fn', 'igc_resnet', 'timm_cfg']
+
+BatchNorm = partial(nn.BatchNorm2d, eps=2e-5)                       # every net of the authors: eps 2e-5, fix_gamma False
+BatchNormPlain = partial(nn.BatchNorm2d, eps=2e-5, momentum=0.01)   # plain_igc.py writes MXNet's momentum 0.99, which is torch's 0.01
+
+
+class Unit(nn.Module):
+    """Convolution and normalisation: one layer of the paper's depth count, before its activation.
+
+    The convolution is an `IGConv2d` of ``primary`` partitions, or where ``primary`` is None the regular 3x3 one it is compared with.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, primary: int | None, stride: int, dilation: int, norm_layer, **dd):
+        super().__init__()
+        if primary is None:
+            self.conv = nn.Conv2d(in_chs, out_chs, 3, stride, dilation, dilation, bias=False, **dd)
+        else:
+            self.conv = IGConv2d(in_chs, out_chs, primary, stride=stride, dilation=dilation, **dd)
+        self.bn = norm_layer(out_chs, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class Projection(nn.Module):
+    """The shortcut where width or stride changes: 1x1 in as many groups as there are primary partitions, not interleaved."""
+
+    def __init__(self, in_chs: int, out_chs: int, primary: int | None, stride: int, norm_layer, **dd):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chs, out_chs, 1, stride, groups=primary or 1, bias=False, **dd)
+        self.bn = norm_layer(out_chs, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class ResidualBlock(nn.Module):
+    """Two units and an identity or projected shortcut ("+Ident." in the paper's tables)."""
+
+    def __init__(
+            self, in_chs: int, out_chs: int, primary: int | None, stride: int, first_dilation: int, dilation: int, drop_path: float,
+            act_layer, norm_layer, **dd,
+    ):
+        super().__init__()
+        self.unit1 = Unit(in_chs, out_chs, primary, stride, first_dilation, norm_layer, **dd)
+        self.act1 = create_act_layer(act_layer, inplace=True)
+        self.unit2 = Unit(out_chs, out_chs, primary, 1, dilation, norm_layer, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        same_shape = in_chs == out_chs and stride == 1
+        self.shortcut = nn.Identity() if same_shape else Projection(in_chs, out_chs, primary, stride, norm_layer, **dd)
+        self.act2 = create_act_layer(act_layer, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.unit2(self.act1(self.unit1(x)))
+        return self.act2(self.shortcut(x) + self.drop_path(y))
+
+
+class PlainBlock(nn.Module):
+    """One unit and its activation, no shortcut."""
+
+    def __init__(self, in_chs: int, out_chs: int, primary: int | None, stride: int, dilation: int, act_layer, norm_layer, **dd):
+        super().__init__()
+        self.unit = Unit(in_chs, out_chs, primary, stride, dilation, norm_layer, **dd)
+        self.act = create_act_layer(act_layer, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.unit(x))
+
+
+class Stem(nn.Sequential):
+    """Convolution, normalisation and activation, by the names conv, bn and act."""
+
+    def fuse(self) -> nn.Module:
+        """Without the normalisation, in evaluation mode, giving channels_last maps; timm's `reparameterize_model` calls this."""
+        conv = fuse_conv_bn_eval(self.conv, self.bn).to(memory_format=torch.channels_last)
+        return nn.Sequential(OrderedDict(conv=conv, act=self.act))
+
+
+class Stage(nn.Sequential):
+    """Blocks of one width. The room `deployment` gives it the method ``fuse`` that timm's `reparameterize_model` calls."""
+
+
+class Stages(nn.Sequential):
+    """All stages. It gets the method ``fuse`` likewise."""
+
+
+class IGCNet(nn.Module):
+    """A stem, stages of IGC blocks, global pooling and a linear classifier.
+
+    ``forward_features`` gives (N, num_features, H / reduction, W / reduction), ``forward`` logits (N, num_classes), for any H and W.
+
+    The networks are those the authors released, with two differences that leave their ImageNet nets at 224 pixels unchanged:
+
+    * pooling is global at every input size (theirs is a fixed 7x7 or 8x8 window);
+    * in the residual CIFAR nets, the first unit of a down-sampling block has M = out_channels / L secondary partitions, as everywhere
+      else in their code and in the paper; their resnet_igc.py alone computes that one as in_channels / L, which gives each channel pair
+      two paths, and 6,912 more weights in IGC-L24M2.
+
+    Args:
+        stem: 'imagenet' (7x7 stride 2, then a 3x3 stride 2 max-pool in floor mode) or 'cifar' (3x3 stride 1).
+        stem_width: channels of the stem.
+        widths: channels of each stage.
+        primary: number L of primary partitions in each stage, None for regular convolutions.
+        depths: blocks in each stage.
+        shortcuts: residual blocks of two units (True), or plain ones of one unit.
+        num_classes: outputs of the classifier; 0 for none, so that ``forward`` returns the pooled features.
+        in_chans: channels of the images.
+        global_pool: a pooling of timm's `SelectAdaptivePool2d`; '' for none.
+        output_stride: the largest reduction, a power of two not below the stem's; beyond it, stages dilate instead of striding.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth, rising linearly to this rate at the last block.
+        act_layer: a name timm knows or a module class.
+        norm_layer: likewise; the default is the authors' BatchNorm, eps 2e-5.
+
+    Raises:
+        ValueError: the stages' settings differ in length, an unknown stem, an impossible output_stride, or stochastic depth without
+            shortcuts; and as `IGConv2d` where the widths do not divide.
+    """
+
+    def __init__(
+            self,
+            stem: str,
+            stem_width: int,
+            widths: tuple[int, ...],
+            primary: tuple[int, ...] | None,
+            depths: tuple[int, ...],
+            shortcuts: bool = True,
+            num_classes: int = 1000,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            output_stride: int = 32,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            act_layer='relu',
+            norm_layer=BatchNorm,
+            device=None,
+            dtype=None,
+    ):
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        stage_primary = (None,) * len(widths) if primary is None else primary
+        if not len(widths) == len(stage_primary) == len(depths):
+            raise ValueError(f'IGCNet: widths={widths}, primary={primary} and depths={depths} must have one entry a stage')
+        if drop_path_rate and not shortcuts:
+            raise ValueError(f'IGCNet: drop_path_rate={drop_path_rate} needs shortcuts; a plain net must use drop_path_rate=0')
+        norm_layer = get_norm_layer(norm_layer)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        # Children stand in the order they run in: timm's feature extraction goes by it.
+        stem_conv, pool, stem_reduction, reduction = _create_stem(stem, in_chans, stem_width, **dd)
+        if output_stride < reduction or output_stride & (output_stride - 1):
+            raise ValueError(f'IGCNet: output_stride is {output_stride}; it must be a power of two and at least {reduction}, the stem\'s')
+        self.stem = Stem(OrderedDict(
+            conv=stem_conv, bn=norm_layer(stem_width, **dd), act=create_act_layer(act_layer, inplace=True)))
+        self.pool = pool
+        self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act')]
+
+        stages = []
+        in_chs, dilation = stem_width, 1
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
+        for s, (width, partitions, depth, drop_paths) in enumerate(zip(widths, stage_primary, depths, drop_path_rates, strict=True)):
+            stride, first_dilation = (1 if s == 0 else 2), dilation
+            if reduction * stride > output_stride:
+                dilation, stride = dilation * stride, 1
+            reduction *= stride
+            blocks = []
+            for b in range(depth):
+                shape = (width, width, partitions, 1, dilation) if b else (in_chs, width, partitions, stride, first_dilation)
+                blocks.append(ResidualBlock(*shape, dilation, drop_paths[b], **style) if shortcuts else PlainBlock(*shape, **style))
+            stages.append(Stage(*blocks))
+            self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
+            in_chs = width
+        self.stages = Stages(*stages)
+
+        self.num_features = in_chs
+        self._create_head(global_pool, **dd)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """The authors' initialisation: convolutions N(0, sqrt(2 / fan_in)) with fan_in = in_channels / groups * kernel area."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
+        self._init_head()
+
+    @torch.jit.ignore
+    def _create_head(self, pool_type: str, **dd) -> None:
+        """Pooling, dropout and classifier for num_features and num_classes."""
+        self.global_pool, self.head_drop, self.head = create_classifier(
+            self.num_features, self.num_classes, pool_type=pool_type, drop_rate=self.drop_rate, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def _init_head(self) -> None:
+        """The authors' classifier: weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), bias 0."""
+        if isinstance(self.head, nn.Linear):
+            bound = self.head.in_features ** -0.5
+            nn.init.uniform_(self.head.weight, -bound, bound)
+            nn.init.zeros_(self.head.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Regular expressions that sort parameter names into layer groups: one a stage if ``coarse``, else one a block."""
+        return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)')
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier: nn.Linear, or nn.Identity where num_classes is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one of ``num_classes`` outputs (0: none), and the pooling where ``global_pool`` is given."""
+        self.num_classes = num_classes
+        self._create_head(self.global_pool.pool_type if global_pool is None else global_pool, **get_device_dtype(self))
+        self._init_head()
+        for module in (self.global_pool, self.head_drop, self.head):
+            module.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of chosen stages, and the last one.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: of `feature_info`: 0 is the stem, s + 1 is stage s; an int takes the last that many, None takes all.
+            norm: accepted for timm's sake; there is no norm after the last stage.
+            stop_early: run no stage beyond the last chosen one.
+            output_fmt: 'NCHW', the only one.
+            intermediates_only: leave out the final output.
+
+        Raises:
+            ValueError: another output_fmt.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"forward_intermediates: output_fmt is {output_fmt!r}; it must be 'NCHW'")
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        x = self.pool(x)
+        for i, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop what `forward_intermediates` of these ``indices`` does not need; returns the indices as a list from 0.
+
+        ``prune_norm`` is accepted for timm's sake. Where a stage goes, the classifier goes with it.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        cut = max_index < len(self.stages)
+        self.stages = self.stages[:max_index]
+        if max_index == 0:
+            self.pool = nn.Identity()
+        if cut:
+            self.num_features = self.feature_info[max_index]['num_chs']
+        if prune_head or cut:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
+        x = self.forward_stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.stages, x, flatten=True)
+        return self.stages(x)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, channels, H', W'), what the first stage takes."""
+        return self.pool(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, drop out and classify; with ``pre_logits`` without the classifier."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _create_stem(stem: str, in_chans: int, width: int, **dd) -> tuple[nn.Module, nn.Module, int, int]:
+    """The first convolution, the pooling after it, and the reduction before and after that pooling."""
+    if stem == 'imagenet':
+        return nn.Conv2d(in_chans, width, 7, 2, 3, bias=False, **dd), nn.MaxPool2d(3, 2, 1), 2, 4
+    if stem == 'cifar':
+        return nn.Conv2d(in_chans, width, 3, 1, 1, bias=False, **dd), nn.Identity(), 1, 1
+    raise ValueError(f"IGCNet: stem is {stem!r}; it must be 'imagenet' or 'cifar'")
+
+
+# Variants -----------------------------------------------------------------------------------------------------------------------------
+
+def _imagenet(stem_width: int, widths: tuple[int, ...], primary: tuple[int, ...] | None) -> dict[str, Any]:
+    return dict(stem='imagenet', stem_width=stem_width, widths=widths, primary=primary, depths=(2, 2, 2, 2))
+
+
+def _cifar(depth: int, primary: int | None, width: int, shortcuts: bool = True) -> dict[str, Any]:
+    """Three stages of width, 2 and 4 times that, for 32x32 images; depth = 6n + 2 with shortcuts, 3n + 2 without."""
+    layers = 6 if shortcuts else 3
+    if depth < layers + 2 or (depth - 2) % layers:
+        raise ValueError(f'igc_resnet: depth is {depth}; with shortcuts={shortcuts} it must be {layers}n + 2, as {layers + 2}'
+                         f' or {2 * layers + 2}')
+    variant = dict(
+        stem='cifar', stem_width=width, widths=(width, 2 * width, 4 * width), primary=None if primary is None else (primary,) * 3,
+        depths=((depth - 2) // layers,) * 3, shortcuts=shortcuts)
+    return variant if shortcuts else dict(variant, norm_layer=BatchNormPlain)
+
+
+# The ImageNet nets are the authors' released graphs (network/*-symbol.json), rows of the table in their README.
+# IGC-L100M2 doubles L from stage to stage and keeps M = 2; the other two keep L and double M.
+# The CIFAR nets are plain_igc.py and resnet_igc.py; the width of stage 1 is L * M, L is kept and M doubles.
+VARIANTS: dict[str, dict[str, Any]] = {
+    #                                    stem  widths                   L
+    'igcnet18':              _imagenet(100, (200, 400, 800, 1600), (100, 200, 400, 800)),      # IGC-L100M2+Ident.
+    'igcnet18_l16m16':       _imagenet(256, (256, 512, 1024, 2048), (16, 16, 16, 16)),         # IGC-L16M16+Ident.
+    'igcnet18_l4m32':        _imagenet(128, (128, 256, 512, 1024), (4, 4, 4, 4)),              # IGC-L4M32+Ident.
+    'igc_regconv18_c64':     _imagenet(64, (64, 128, 256, 512), None),                         # ResNet (Reg. Conv.), C = 64
+    'igc_regconv18_c69':     _imagenet(69, (69, 138, 276, 552), None),                         # ResNet (Reg. Conv.), C = 69
+    #                                 depth L   width
+    'igc_resnet20_l24m2':    _cifar(20, 24, 48),                                               # IGC-L24M2+Ident.
+    'igc_resnet38_l24m2':    _cifar(38, 24, 48),
+    'igc_resnet62_l24m2':    _cifar(62, 24, 48),
+    'igc_resnet20_l4m8':     _cifar(20, 4, 32),                                                # IGC-L4M8+Ident.
+    'igc_plain20_l24m2':     _cifar(20, 24, 48, shortcuts=False),                              # IGC-L24M2
+    'igc_regconv20_w16':     _cifar(20, None, 16),                                             # RegConv-W16+Ident.
+    'igc_regconv20_w18':     _cifar(20, None, 18),                                             # RegConv-W18+Ident.
+}
+
+
+def build(variant: str, **kwargs) -> IGCNet:
+    """The net of a row of `VARIANTS`, without weights; ``kwargs`` are further arguments of `IGCNet`."""
+    return IGCNet(**(VARIANTS[variant] | kwargs))
+
+
+def igc_resnet(
+        depth: int = 20, primary: int = 24, secondary: int = 2, num_classes: int = 10, shortcuts: bool = True, **kwargs) -> IGCNet:
+    """An IGC net for 32x32 images of any size, without weights: "IGC-L``primary``M``secondary``" of the paper's CIFAR tables.
+
+    Args:
+        depth: 6n + 2 with shortcuts, 3n + 2 without.
+        primary: L, the same in all three stages.
+        secondary: M of the first stage; it doubles from stage to stage.
+        num_classes: outputs of the classifier.
+        shortcuts: residual ("+Ident.") or plain net.
+        **kwargs: further arguments of `IGCNet`.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2 or 3n + 2, or partition counts that are not positive integers.
+    """
+    for name, count in (('primary', primary), ('secondary', secondary)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f'igc_resnet: {name} is {count!r}; it must be a positive integer')
+    return IGCNet(**(_cifar(depth, primary, primary * secondary, shortcuts) | dict(num_classes=num_classes) | kwargs))
+
+
+# Facts for timm ---------------------------------------------------------------------------------------------------------------------
+
+AUTHORS_MEAN, AUTHORS_STD = (0.483804, 0.442184, 0.389827), (0.270580, 0.259188, 0.267812)      # train_imagenet.py, divided by 255
+CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, likewise
+
+
+def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
+    """What timm must know of a variant; the input size decides the size of the last map."""
+    imagenet = VARIANTS[variant]['stem'] == 'imagenet'
+    input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
+    reduction = 32 if imagenet else 4
+    return dict(
+        num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
+        crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=AUTHORS_MEAN if imagenet else CIFAR10_MEAN,
+        std=AUTHORS_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', paper_ids='arXiv:1707.02725',
+        paper_name='Interleaved Group Convolutions for Deep Neural Networks') | kwargs
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Refuse a checkpoint that is not this network's, also where timm does not look: with other num_classes, and for features_only.
+
+    Raises:
+        RuntimeError: a tensor other than the classifier's is missing, unknown or of another shape; the message lists both sides.
+    """
+    wanted, adaptable = model.state_dict(), ('head.weight', 'head.bias', 'stem.conv.weight')
+    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2]]
+    unknown = [key for key in state_dict if key not in wanted and key not in adaptable[:2]]
+    misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
+                 if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]
+    if missing or unknown or misshapen:
+        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown} and other '
+                           f'shapes in {misshapen}; load one of the same architecture')
+    return state_dict

@@ -1,0 +1,178 @@
+"""Training: one loop over a recipe, with atomic checkpoints from which a killed run goes on as if it had not been killed."""
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from ..files import replacing
+from ..nets.igcnet import IGCNet
+from .augment import Augmentation
+from .evaluate import count_correct
+from .images import open_split, stack_images
+from .planar import PlanarIGCNet, has_igc_layers
+from .recipes import Recipe
+
+__all__ = ['train']
+
+
+def train(
+        recipe: Recipe,
+        data: str | Path,
+        out: str | Path,
+        device: str | torch.device | None = None,
+        planar: bool | None = None,
+        bf16: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+) -> list[dict[str, float]]:
+    """Train a recipe's model from the start, or from the last whole epoch in ``out``.
+
+    Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and, at the end,
+    model.safetensors: the weights of the last epoch, whatever the evaluation split says, with BatchNorm statistics measured anew over
+    all training images, augmented as in training. An epoch is evaluated at the size it trains at. A run in ``out`` of the same recipe
+    but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine of the longer run is by
+    then, and so for the size.
+
+    Args:
+        recipe: what to train.
+        data: a data set as `images.open_split` reads it; its evaluation split is measured after each epoch.
+        out: folder of this run.
+        device: where to compute; the first GPU if there is one, else the CPU.
+        planar: compute in planar order; None means on a CPU, where it is faster.
+        bf16: mixed precision, bfloat16.
+        compile: compile the training step's model by torch.compile.
+        seed: of the initial weights, the order of images and their augmentation.
+
+    Returns:
+        The rows of log.csv.
+
+    Raises:
+        ValueError: the data set has another number of classes than the model, or ``out`` holds a run of other settings.
+    """
+    device, rank, world = _join_processes(device)
+    torch.manual_seed(seed)
+    net = timm.create_model(recipe.model, num_classes=recipe.num_classes).to(device, memory_format=torch.channels_last)
+    train_set, eval_set = (open_split(data, train=split) for split in (True, False))
+    if len(train_set.classes) != net.num_classes:
+        raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
+    stored_size = recipe.stored_size or recipe.input_size
+    images, labels = (tensor.to(device) for tensor in stack_images(train_set, stored_size))
+    eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, stored_size))
+    augment = Augmentation(recipe, images)
+
+    optimizer = create_optimizer_v2(net, 'nesterov', lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    updates_per_epoch = len(images) // recipe.batch_size
+    scheduler = CosineLRScheduler(optimizer, t_initial=recipe.epochs * updates_per_epoch, t_in_epochs=False,
+                                  warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    settings = _settings(recipe, seed)
+    log = _resume(Path(out), settings, net, optimizer, device)
+
+    forward = PlanarIGCNet(net) if _use_planar(net, planar, device) else net
+    if compile:
+        forward.compile()
+    model = DistributedDataParallel(forward) if world > 1 else forward
+
+    for epoch in range(len(log), recipe.epochs):
+        started, size = time.perf_counter(), recipe.size_at(epoch)
+        model.train()
+        torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
+        order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
+        loss_sum = torch.zeros((), device=device)
+        for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
+            scheduler.step_update(epoch * updates_per_epoch + step)
+            x, y = augment(batch, rank, size), labels[batch[rank].to(device)]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = criterion(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+        train_seconds = time.perf_counter() - started
+        eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
+        top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
+        if world > 1:
+            dist.all_reduce(loss_sum)
+        log.append(dict(
+            epoch=epoch + 1, size=size, lr=optimizer.param_groups[0]['lr'],
+            train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
+            top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
+            train_seconds=round(train_seconds, 1)))
+        if rank == 0:
+            _save(Path(out), settings, net, optimizer, log)
+    if rank == 0:
+        torch.manual_seed(seed)
+        batches = torch.randperm(len(images)).split(recipe.batch_size)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
+        weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+        with replacing(Path(out) / 'model.safetensors') as file:
+            save_file(weights, file, metadata={'format': 'pt'})
+    if world > 1:
+        dist.destroy_process_group()
+    return log
+
+
+def _join_processes(device: str | torch.device | None) -> tuple[torch.device, int, int]:
+    """The device of this process, its rank and the number of processes; joins those that torchrun started."""
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if device is None:
+        device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
+    device = torch.device(device)
+    if world > 1:
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    return device, rank, world
+
+
+def _use_planar(net: IGCNet, planar: bool | None, device: torch.device) -> bool:
+    return device.type == 'cpu' and has_igc_layers(net) if planar is None else planar
+
+
+def _settings(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What a run is told by; without fields that keep their default, so that a run may go on when recipes have got another field."""
+    fields = [field for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != field.default]
+    return dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
+
+
+def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[dict]:
+    """Load the last checkpoint of the run in ``out``, if there is one; returns its log."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / 'checkpoint.pt'
+    if not path.exists():
+        return []
+    checkpoint = torch.load(path, map_location=device, weights_only=True)
+    done = checkpoint['settings']
+    epochs = max(done['recipe']['epochs'], settings['recipe']['epochs'])    # a run may be made longer, not shorter
+    if done | dict(recipe=done['recipe'] | dict(epochs=epochs)) != settings:
+        raise ValueError(f'{path}: is a run of other settings, {done} and not {settings}; give another folder')
+    net.load_state_dict(checkpoint['net'])
+    optimizer.load_state_dict(checkpoint['optimizer'])
+    return checkpoint['log']
+
+
+def _save(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
+    checkpoint = dict(settings=settings, net=net.state_dict(), optimizer=optimizer.state_dict(), log=log)
+    with replacing(out / 'checkpoint.pt') as file:
+        torch.save(checkpoint, file)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, log[-1], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(log)
+    with replacing(out / 'log.csv') as file:
+        file.write_text(table.getvalue())

@@ -1,0 +1,205 @@
+"""The training loop: what a run leaves, and that a killed run goes on as if nothing had happened."""
+import csv
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import igczoo.training.train
+from igczoo.training.images import open_split, stack_images
+from igczoo.training.recipes import Recipe, find_recipe, list_recipes
+from igczoo.training.train import train
+
+RECIPE = Recipe(
+    model='igc_resnet20_l24m2', input_size=16, mean=(120., 110., 100.), std=(60., 60., 60.), epochs=3, batch_size=8, lr=0.1,
+    warmup_epochs=1, momentum=0.9, weight_decay=1e-3, label_smoothing=0.1, crop_padding=2, flip=True)
+GROWING = dataclasses.replace(RECIPE, stored_size=8, growth=((0.3, 8), (0.6, 12)), crop_padding=0, min_area=0.4)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """Ten classes of noise around a colour each, four training images and two test images a class."""
+    root = tmp_path_factory.mktemp('data')
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 215, (10, 3))
+    for split, count in (('train', 4), ('test', 2)):
+        for label, colour in enumerate(colours):
+            folder = root / split / f'class{label}'
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noisy = np.clip(colour + rng.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(noisy).save(folder / f'{i}.png')
+    return root
+
+
+def run(data: Path, out: Path, recipe: Recipe = RECIPE, **kwargs) -> dict[str, torch.Tensor]:
+    train(recipe, data, out, device='cpu', **kwargs)
+    return load_file(out / 'model.safetensors')
+
+
+def read_log(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((out / 'log.csv').read_text())))
+
+
+@pytest.mark.parametrize(('recipe', 'sizes'), [(RECIPE, ['16', '16', '16']), (GROWING, ['8', '12', '16'])], ids=['shifted', 'growing'])
+def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch, recipe, sizes):
+    whole = run(data, tmp_path / 'whole', recipe)
+    save, saves = igczoo.training.train._save, []
+
+    def save_then_die(*args):
+        save(*args)
+        saves.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(igczoo.training.train, '_save', save_then_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / 'killed', recipe)
+    monkeypatch.undo()
+    resumed = run(data, tmp_path / 'killed', recipe)
+    assert len(saves) == 2
+    for key, expected in whole.items():
+        assert torch.equal(resumed[key], expected), key
+    logs = [read_log(tmp_path / name) for name in ('whole', 'killed')]
+    for rows in logs:
+        for row in rows:
+            del row['train_seconds']
+    assert logs[0] == logs[1]
+    assert [row['epoch'] for row in logs[0]] == ['1', '2', '3'] and [row['size'] for row in logs[0]] == sizes
+    assert not list(tmp_path.glob('*/*.part'))
+
+
+def test_planar_and_grouped_forms_learn_the_same(data, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=1, lr=0.003)     # a few gentle updates: training magnifies the last bit's differences
+    planar, grouped = (run(data, tmp_path / str(form), recipe, planar=form) for form in (True, False))
+    for key, expected in grouped.items():
+        torch.testing.assert_close(planar[key], expected, rtol=1e-3, atol=1e-4, msg=f'{key} differs')
+
+
+def test_statistics_are_those_of_the_training_images(data, tmp_path):
+    weights = run(data, tmp_path / 'out', dataclasses.replace(RECIPE, epochs=1, crop_padding=0, flip=False))
+    images, _ = stack_images(open_split(data, train=True), RECIPE.input_size)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (RECIPE.mean, RECIPE.std))
+    y = torch.nn.functional.conv2d((images - mean) / std, weights['stem.conv.weight'], padding=1)
+    torch.testing.assert_close(weights['stem.bn.running_mean'], y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns(data, tmp_path):
+    log = train(dataclasses.replace(RECIPE, epochs=8, label_smoothing=0.), data, tmp_path, device='cpu')
+    assert log[-1]['train_loss'] < 0.5 * log[0]['train_loss']
+    assert log[-1]['lr'] < 0.01 < max(row['lr'] for row in log)
+
+
+def test_images_seen_and_evaluated_have_the_size_of_the_epoch(data, tmp_path, monkeypatch):
+    seen = []
+    create_model = timm.create_model
+
+    def create_watched(*args, **kwargs):
+        net = create_model(*args, **kwargs)
+        net.stem.register_forward_pre_hook(lambda stem, inputs: seen.append((stem.training, *inputs[0].shape[1:])))
+        return net
+
+    monkeypatch.setattr(timm, 'create_model', create_watched)
+    train(GROWING, data, tmp_path, device='cpu')
+    statistics = [(True, 3, 16, 16)] * 5
+    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]] + statistics
+
+
+def test_a_folder_of_another_run_is_refused(data, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    train(recipe, data, tmp_path, device='cpu')
+    for other, seed in ((dataclasses.replace(recipe, lr=0.2), 0), (dataclasses.replace(recipe, epochs=1), 0), (recipe, 1),
+                        (dataclasses.replace(recipe, epochs=3, min_area=0.5), 0)):
+        with pytest.raises(ValueError, match='is a run of other settings'):
+            train(other, data, tmp_path, device='cpu', seed=seed)
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(data, tmp_path):
+    short = dataclasses.replace(RECIPE, epochs=2)
+    first = train(short, data, tmp_path / 'run', device='cpu')
+    log = train(RECIPE, data, tmp_path / 'run', device='cpu')
+    whole = train(RECIPE, data, tmp_path / 'whole', device='cpu')
+    assert log[:2] == first and len(log) == 3
+    assert log[1]['lr'] < 0.01 < whole[1]['lr'] and log[2]['lr'] == whole[2]['lr']     # at its end the longer cosine has come down too
+    assert [float(row['lr']) for row in read_log(tmp_path / 'run')] == [row['lr'] for row in log]
+    with pytest.raises(ValueError, match='is a run of other settings'):
+        train(short, data, tmp_path / 'run', device='cpu')      # it is the longer run now
+
+
+def test_a_run_goes_on_when_recipes_and_logs_have_got_another_field(data, tmp_path):
+    short = dataclasses.replace(RECIPE, epochs=1)
+    train(short, data, tmp_path, device='cpu')
+    checkpoint = torch.load(tmp_path / 'checkpoint.pt', weights_only=True)
+    assert {'growth', 'min_area', 'num_classes', 'stored_size'}.isdisjoint(checkpoint['settings']['recipe'])
+    del checkpoint['log'][0]['size']
+    torch.save(checkpoint, tmp_path / 'checkpoint.pt')
+    train(dataclasses.replace(RECIPE, epochs=2), data, tmp_path, device='cpu')
+    assert [(row['epoch'], row['size']) for row in read_log(tmp_path)] == [('1', ''), ('2', '16')]
+
+
+def test_the_model_must_have_the_classes_of_the_data(data, tmp_path):
+    for split in ('train', 'test'):
+        (tmp_path / 'data' / split).mkdir(parents=True)
+        for label in range(3):
+            (tmp_path / 'data' / split / f'class{label}').symlink_to(data / split / f'class{label}')
+    with pytest.raises(ValueError, match='has 3 classes, igc_resnet20_l24m2 of the recipe has 10'):
+        train(RECIPE, tmp_path / 'data', tmp_path / 'out', device='cpu')
+    weights = run(tmp_path / 'data', tmp_path / 'out', dataclasses.replace(RECIPE, epochs=1, num_classes=3))
+    assert weights['head.weight'].shape[0] == 3
+
+
+def test_two_processes_learn_as_one(data, tmp_path):
+    """Data parallel over gloo: two processes of 4 images compute the update of one of 8, but for BatchNorm, which is by process."""
+    script = tmp_path / 'script.py'
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    script.write_text(f'from igczoo.training.recipes import Recipe\nfrom igczoo.training.train import train\n'
+                      f'train({recipe!r}, {str(data)!r}, {str(tmp_path / "two")!r}, device="cpu")\n')
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr=127.0.0.1', '--nproc-per-node=2', str(script)]
+    environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(igczoo.__file__).parents[1]), PYTHONWARNINGS='')
+    result = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    two = load_file(tmp_path / 'two' / 'model.safetensors')
+    train(recipe, data, tmp_path / 'one', device='cpu')
+    one = load_file(tmp_path / 'one' / 'model.safetensors')
+    torch.manual_seed(0)
+    start = {key: value.detach() for key, value in timm.create_model(RECIPE.model).named_parameters()}
+    moves = [torch.cat([(weights[key] - value).flatten() for key, value in start.items()]) for weights in (one, two)]
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.5
+    losses = [float(read_log(tmp_path / name)[0]['train_loss']) for name in ('one', 'two')]
+    assert abs(losses[0] - losses[1]) < 0.3
+
+
+def test_every_recipe_names_a_model_and_explains_itself():
+    from importlib import import_module
+
+    for name in list_recipes():
+        recipe = find_recipe(name)
+        assert timm.is_model(recipe.model)
+        assert recipe.warmup_epochs < recipe.epochs / 2, f'{name} has little but warm-up'
+        docstring = import_module(f'igczoo.training.recipes.{name}').__doc__
+        assert 'igczoo train' in docstring and 'top-1' in docstring, f'{name} owes its cost, command and result'
+        assert json.loads(json.dumps(dataclasses.asdict(recipe)))
+    with pytest.raises(ValueError, match="recipe 'nonesuch' is unknown; there are "):
+        find_recipe('nonesuch')
+
+
+def test_a_recipe_grows_its_images_with_the_epochs():
+    recipe = dataclasses.replace(RECIPE, epochs=20, input_size=128, growth=((0.55, 64), (0.85, 96)))
+    assert [recipe.size_at(epoch) for epoch in range(20)] == [64] * 11 + [96] * 6 + [128] * 3
+    assert {RECIPE.size_at(epoch) for epoch in range(3)} == {16}
+
+
+def test_the_tiny_imagenet_twins_differ_in_the_model_and_the_schedules_length():
+    igc, regular = (find_recipe(f'tinyimagenet_{name}') for name in ('igcnet18', 'regconv18'))
+    assert regular == dataclasses.replace(igc, model='igc_regconv18_c64', epochs=regular.epochs, growth=regular.growth)
+    assert regular.epochs < igc.epochs and [regular.size_at(epoch) for epoch in range(11)] == [igc.size_at(epoch) for epoch in range(11)]
