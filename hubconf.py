@@ -15,7 +15,7 @@ from igczoo.registry import (  # noqa: F401
     igcnet18_l16m16,
 )
 
-dependencies = ['torch', 'torchvision', 'timm', 'huggingface_hub', 'safetensors', 'PIL']
+dependencies = ['torch', 'torchvision', 'timm', 'huggingface_hub', 'safetensors', 'PIL', 'numpy', 'filelock', 'tqdm']
 
 
 def igc_resnet(depth: int = 20, primary: int = 24, secondary: int = 2, num_classes: int = 10, pretrained: bool = False, **kwargs):
