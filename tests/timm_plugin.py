@@ -16,7 +16,7 @@ list_every_model, list_every_pretrained = timm.list_models, timm.list_pretrained
 
 def list_models(filter='', *args, module='', **kwargs):
     """timm.list_models of igc* models; a list of module names, timm's families with forward_intermediates, means our family here."""
-    return [name for name in list_every_model(filter, *args, module='igcnet' if module else '', **kwargs) if name.startswith('igc')]
+    return [name for name in list_every_model(filter, *args, module='registry' if module else '', **kwargs) if name.startswith('igc')]
 
 
 timm.list_models = timm.models.list_models = list_models
