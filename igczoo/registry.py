@@ -11,7 +11,10 @@ from torch import nn
 from . import deployment  # noqa: F401  gives the nets' stages the method `fuse`
 from .checkpoints.card import Card, cards
 from .checkpoints.store import NAMESPACE, fetch
-from .nets.igcnet import VARIANTS, IGCNet, checkpoint_filter_fn, timm_cfg
+from .nets.families import VARIANTS, net_and_arguments, out_indices, timm_cfg
+from .nets.igcnet import IGCNet
+from .nets.igcv3 import IGCV3
+from .nets.net import checkpoint_filter_fn
 
 
 def _card_cfg(card: Card) -> dict[str, Any]:
@@ -36,11 +39,11 @@ def _create(variant: str, pretrained: bool, pretrained_cfg=None, pretrained_cfg_
     card = _card_of(resolve_pretrained_cfg(variant, pretrained_cfg, overlay)) if pretrained else None
     if card:
         overlay['file'] = str(fetch(card, cache_dir=cache_dir))
-    taps = range(len(VARIANTS[variant]['widths']) + 1)
-    feature_cfg = dict(out_indices=tuple(taps), flatten_sequential=True) | kwargs.pop('feature_cfg', {})
+    net, arguments = net_and_arguments(variant)
+    feature_cfg = dict(out_indices=out_indices(variant), flatten_sequential=True) | kwargs.pop('feature_cfg', {})
     model = build_model_with_cfg(
-        IGCNet, variant, pretrained, pretrained_cfg, overlay, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
-        cache_dir=cache_dir, **(VARIANTS[variant] | kwargs))
+        net, variant, pretrained, pretrained_cfg, overlay, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
+        cache_dir=cache_dir, **(arguments | kwargs))
     if card:
         del model.pretrained_cfg['file']    # where the file lay this time is no fact about the checkpoint
     return model
@@ -126,3 +129,33 @@ def igc_regconv20_w16(pretrained: bool = False, **kwargs) -> IGCNet:
 def igc_regconv20_w18(pretrained: bool = False, **kwargs) -> IGCNet:
     """RegConv-W18+Ident., depth 20, likewise."""
     return _create('igc_regconv20_w18', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_100(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D as released: 3.49 M parameters, 313 M multiply-adds."""
+    return _create('igcv3_100', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_075(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D 0.75 times as wide: 2.64 M parameters, 190 M multiply-adds."""
+    return _create('igcv3_075', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_050(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D half as wide: 1.99 M parameters, 97 M multiply-adds."""
+    return _create('igcv3_050', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_025(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D a quarter as wide: 1.53 M parameters, 34 M multiply-adds."""
+    return _create('igcv3_025', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_100_cifar(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D for 32x32 images."""
+    return _create('igcv3_100_cifar', pretrained, **kwargs)

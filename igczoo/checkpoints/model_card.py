@@ -13,7 +13,7 @@ from huggingface_hub.utils import yaml_dump
 from timm.data import ImageNetInfo
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..nets.igcnet import build, timm_cfg
+from ..nets.families import build, timm_cfg
 from .card import Accuracy, Card, Trained, cards, weights_folder
 
 __all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']

@@ -17,7 +17,7 @@ from huggingface_hub.utils import HFValidationError, build_hf_headers, validate_
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ..nets.igcnet import build
+from ..nets.families import build
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
 from .download import DownloadError, download
 from .model_card import config_json, count_params, model_card

@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, create_classifier, get_device_dtype, get_norm_layer
-from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
+from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .layers import IGConv2d
+from .net import Net
 
-__all__ = ['VARIANTS', 'IGCNet', 'build', 'checkpoint_filter_fn', 'igc_resnet', 'timm_cfg']
+__all__ = ['VARIANTS', 'IGCNet', 'igc_resnet', 'out_indices', 'timm_cfg']
 
 BatchNorm = partial(nn.BatchNorm2d, eps=2e-5)                       # every net of the authors: eps 2e-5, fix_gamma False
 BatchNormPlain = partial(nn.BatchNorm2d, eps=2e-5, momentum=0.01)   # plain_igc.py writes MXNet's momentum 0.99, which is torch's 0.01
@@ -101,7 +100,7 @@ class Stages(nn.Sequential):
     """All stages. It gets the method ``fuse`` likewise."""
 
 
-class IGCNet(nn.Module):
+class IGCNet(Net):
     """A stem, stages of IGC blocks, global pooling and a linear classifier.
 
     ``forward_features`` gives (N, num_features, H / reduction, W / reduction), ``forward`` logits (N, num_classes), for any H and W.
@@ -192,6 +191,7 @@ class IGCNet(nn.Module):
             self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
             in_chs = width
         self.stages = Stages(*stages)
+        self.final = nn.Identity()
 
         self.num_features = in_chs
         self._create_head(global_pool, **dd)
@@ -204,117 +204,6 @@ class IGCNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
         self._init_head()
-
-    @torch.jit.ignore
-    def _create_head(self, pool_type: str, **dd) -> None:
-        """Pooling, dropout and classifier for num_features and num_classes."""
-        self.global_pool, self.head_drop, self.head = create_classifier(
-            self.num_features, self.num_classes, pool_type=pool_type, drop_rate=self.drop_rate, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    @torch.jit.ignore
-    def _init_head(self) -> None:
-        """The authors' classifier: weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), bias 0."""
-        if isinstance(self.head, nn.Linear):
-            bound = self.head.in_features ** -0.5
-            nn.init.uniform_(self.head.weight, -bound, bound)
-            nn.init.zeros_(self.head.bias)
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Regular expressions that sort parameter names into layer groups: one a stage if ``coarse``, else one a block."""
-        return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)')
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier: nn.Linear, or nn.Identity where num_classes is 0."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one of ``num_classes`` outputs (0: none), and the pooling where ``global_pool`` is given."""
-        self.num_classes = num_classes
-        self._create_head(self.global_pool.pool_type if global_pool is None else global_pool, **get_device_dtype(self))
-        self._init_head()
-        for module in (self.global_pool, self.head_drop, self.head):
-            module.train(self.training)
-
-    def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of chosen stages, and the last one.
-
-        Args:
-            x: (N, in_chans, H, W).
-            indices: of `feature_info`: 0 is the stem, s + 1 is stage s; an int takes the last that many, None takes all.
-            norm: accepted for timm's sake; there is no norm after the last stage.
-            stop_early: run no stage beyond the last chosen one.
-            output_fmt: 'NCHW', the only one.
-            intermediates_only: leave out the final output.
-
-        Raises:
-            ValueError: another output_fmt.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"forward_intermediates: output_fmt is {output_fmt!r}; it must be 'NCHW'")
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = self.stem(x)
-        if 0 in take_indices:
-            intermediates.append(x)
-        x = self.pool(x)
-        for i, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take_indices:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """Drop what `forward_intermediates` of these ``indices`` does not need; returns the indices as a list from 0.
-
-        ``prune_norm`` is accepted for timm's sake. Where a stage goes, the classifier goes with it.
-        """
-        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        cut = max_index < len(self.stages)
-        self.stages = self.stages[:max_index]
-        if max_index == 0:
-            self.pool = nn.Identity()
-        if cut:
-            self.num_features = self.feature_info[max_index]['num_chs']
-        if prune_head or cut:
-            self.reset_classifier(0, '')
-        return take_indices
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
-        x = self.forward_stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.stages, x, flatten=True)
-        return self.stages(x)
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, channels, H', W'), what the first stage takes."""
-        return self.pool(self.stem(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, drop out and classify; with ``pre_logits`` without the classifier."""
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _create_stem(stem: str, in_chans: int, width: int, **dd) -> tuple[nn.Module, nn.Module, int, int]:
@@ -365,11 +254,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(variant: str, **kwargs) -> IGCNet:
-    """The net of a row of `VARIANTS`, without weights; ``kwargs`` are further arguments of `IGCNet`."""
-    return IGCNet(**(VARIANTS[variant] | kwargs))
-
-
 def igc_resnet(
         depth: int = 20, primary: int = 24, secondary: int = 2, num_classes: int = 10, shortcuts: bool = True, **kwargs) -> IGCNet:
     """An IGC net for 32x32 images of any size, without weights: "IGC-L``primary``M``secondary``" of the paper's CIFAR tables.
@@ -409,18 +293,6 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
         paper_name='Interleaved Group Convolutions for Deep Neural Networks') | kwargs
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Refuse a checkpoint that is not this network's, also where timm does not look: with other num_classes, and for features_only.
-
-    Raises:
-        RuntimeError: a tensor other than the classifier's is missing, unknown or of another shape; the message lists both sides.
-    """
-    wanted, adaptable = model.state_dict(), ('head.weight', 'head.bias', 'stem.conv.weight')
-    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2]]
-    unknown = [key for key in state_dict if key not in wanted and key not in adaptable[:2]]
-    misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
-                 if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]
-    if missing or unknown or misshapen:
-        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown} and other '
-                           f'shapes in {misshapen}; load one of the same architecture')
-    return state_dict
+def out_indices(variant: str) -> tuple[int, ...]:
+    """Which entries of `feature_info` are a backbone's feature maps: the stem and every stage."""
+    return tuple(range(len(VARIANTS[variant]['widths']) + 1))

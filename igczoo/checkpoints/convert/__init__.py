@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 from torch import Tensor
 
-from ...nets.igcnet import build, timm_cfg
+from ...nets.families import build, timm_cfg
 from .igc import MODELS, to_state_dict
 from .mxnet import read_params
 

@@ -1,0 +1,149 @@
+"""What every net here is: a stem, stages of blocks, global pooling and a linear classifier, with the methods timm expects of a model."""
+import torch
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+__all__ = ['Net', 'checkpoint_filter_fn']
+
+
+class Net(nn.Module):
+    """The methods; a family makes the parts, in the order they run in, for timm's feature extraction goes by it.
+
+    Attributes:
+        stem, pool, stages, final: what `forward_features` runs; ``pool`` and ``final`` are Identity where there is none.
+        feature_info: of the stem, then of each stage: channels, reduction and the module whose output it is.
+        num_features: channels of the last map.
+    """
+
+    @torch.jit.ignore
+    def _create_head(self, pool_type: str, **dd) -> None:
+        """Pooling, dropout and classifier for num_features and num_classes."""
+        self.global_pool, self.head_drop, self.head = create_classifier(
+            self.num_features, self.num_classes, pool_type=pool_type, drop_rate=self.drop_rate, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def _init_head(self) -> None:
+        """The authors' classifier: weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), bias 0."""
+        if isinstance(self.head, nn.Linear):
+            bound = self.head.in_features ** -0.5
+            nn.init.uniform_(self.head.weight, -bound, bound)
+            nn.init.zeros_(self.head.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Regular expressions that sort parameter names into layer groups: one a stage if ``coarse``, else one a block."""
+        return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)')
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The classifier: nn.Linear, or nn.Identity where num_classes is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one of ``num_classes`` outputs (0: none), and the pooling where ``global_pool`` is given."""
+        self.num_classes = num_classes
+        self._create_head(self.global_pool.pool_type if global_pool is None else global_pool, **get_device_dtype(self))
+        self._init_head()
+        for module in (self.global_pool, self.head_drop, self.head):
+            module.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of chosen stages, and the last one.
+
+        Args:
+            x: (N, in_chans, H, W).
+            indices: of `feature_info`: 0 is the stem, s + 1 is stage s; an int takes the last that many, None takes all.
+            norm: accepted for timm's sake; there is no norm after the last stage.
+            stop_early: run no stage beyond the last chosen one.
+            output_fmt: 'NCHW', the only one.
+            intermediates_only: leave out the final output.
+
+        Raises:
+            ValueError: another output_fmt.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"forward_intermediates: output_fmt is {output_fmt!r}; it must be 'NCHW'")
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        x = self.pool(x)
+        for i, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return (x if stop_early and max_index < len(self.stages) else self.final(x)), intermediates
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop what `forward_intermediates` of these ``indices`` does not need; returns the indices as a list from 0.
+
+        ``prune_norm`` is accepted for timm's sake. Where a stage goes, the classifier goes with it.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        cut = max_index < len(self.stages)
+        self.stages = self.stages[:max_index]
+        if max_index == 0:
+            self.pool = nn.Identity()
+        if cut:
+            self.final = nn.Identity()
+            self.num_features = self.feature_info[max_index]['num_chs']
+        if prune_head or cut:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
+        x = self.forward_stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self.final(checkpoint_seq(self.stages, x, flatten=True))
+        return self.final(self.stages(x))
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, channels, H', W'), what the first stage takes."""
+        return self.pool(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, drop out and classify; with ``pre_logits`` without the classifier."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Refuse a checkpoint that is not this network's, also where timm does not look: with other num_classes, and for features_only.
+
+    Raises:
+        RuntimeError: a tensor other than the classifier's is missing, unknown or of another shape; the message lists both sides.
+    """
+    wanted, adaptable = model.state_dict(), ('head.weight', 'head.bias', 'stem.conv.weight')
+    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2]]
+    unknown = [key for key in state_dict if key not in wanted and key not in adaptable[:2]]
+    misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
+                 if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]
+    if missing or unknown or misshapen:
+        raise RuntimeError(f'the checkpoint is not of this {type(model).__name__}: it lacks {missing}, has unknown {unknown} and other '
+                           f'shapes in {misshapen}; load one of the same architecture')
+    return state_dict

@@ -1,0 +1,96 @@
+"""IGCV3 as released: counted, and against pytorchcv's module, an independent one that holds weights of this form."""
+import copy
+import re
+
+import pytest
+import timm
+import torch
+from batch_norms import randomise
+
+from igczoo.checkpoints.model_card import count_macs, count_params
+from igczoo.nets.igcv3 import STAGES, VARIANTS, FusedUnit, InvertedUnit
+
+IMAGENET = {    # name, as pytorchcv has it: parameters; multiply-adds
+    'igcv3_100': ('igcv3_w1', 3_491_688, 313.0e6),
+    'igcv3_075': ('igcv3_w3d4', 2_638_084, 189.9e6),
+    'igcv3_050': ('igcv3_wd2', 1_985_528, 96.9e6),
+    'igcv3_025': ('igcv3_wd4', 1_534_020, 34.0e6),
+}
+
+
+def make(name: str, **kwargs) -> torch.nn.Module:
+    net = timm.create_model(name, **kwargs).double()
+    randomise(net)
+    return net.eval()
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+def test_parameters_and_multiply_adds(name):
+    net, (_, params, macs) = timm.create_model(name, device='meta'), IMAGENET[name]
+    assert count_params(net) == params and abs(count_macs(net, (3, 224, 224)) - macs) < 0.05e6
+
+
+def test_structure():
+    net = timm.create_model('igcv3_100', device='meta')
+    units = [module for module in net.modules() if isinstance(module, InvertedUnit)]
+    assert len(units) == sum(depth for _, _, depth in STAGES) == 32 and sum(unit.residual for unit in units) == 25
+    assert [info['reduction'] for info in net.feature_info] == [2, 2, 4, 8, 16, 16, 32, 32]
+    features = timm.create_model('igcv3_100', features_only=True, device='meta')
+    assert features.feature_info.channels() == [16, 24, 32, 96, 320] and features.feature_info.reduction() == [2, 4, 8, 16, 32]
+    assert count_params(timm.create_model('igcv3_100_cifar', num_classes=100, device='meta')) == 2_338_788
+
+
+def their_keys(net) -> dict[str, str]:
+    """Our key -> pytorchcv's: its stages begin where the stride does."""
+    stages, at = {}, (0, 0)
+    for s, (_, _, depth) in enumerate(STAGES):
+        stage, unit = (at[0] + 1, 0) if s in (0, 1, 2, 3, 5) else at
+        for b in range(depth):
+            stages[f'stages.{s}.{b}'] = f'features.stage{stage}.unit{unit + b + 1}'
+        at = stage, unit + depth
+    parts = {'expand': 'conv1.conv', 'bn1': 'conv1.bn', 'depthwise': 'conv2.conv', 'bn2': 'conv2.bn', 'project': 'conv3.conv',
+             'bn3': 'conv3.bn'}
+    table = {}
+    for key in net.state_dict():
+        if match := re.fullmatch(r'(stages\.\d+\.\d+)\.(\w+)\.(\w+)', key):
+            table[key] = f'{stages[match[1]]}.{parts[match[2]]}.{match[3]}'
+        else:
+            table[key] = re.sub('^stem', 'features.init_block', re.sub('^final', 'features.final_block', re.sub('^head', 'output', key)))
+    return table
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+def test_equal_to_pytorchcv(name):
+    model_provider = pytest.importorskip('pytorchcv.model_provider', reason='pytorchcv is not installed')
+    theirs = model_provider.get_model(IMAGENET[name][0], pretrained=False).double()
+    randomise(theirs)
+    net, table = make(name), None
+    table = their_keys(net)
+    assert sorted(table.values()) == sorted(theirs.state_dict())
+    net.load_state_dict({key: theirs.state_dict()[other] for key, other in table.items()})
+    x = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs.eval()(x)
+        torch.testing.assert_close(net.eval()(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('stride', [32, 8])
+def test_fused_units_compute_the_same(name, stride):
+    net = make(name, output_stride=stride)
+    before = copy.deepcopy(net.state_dict())
+    fused = timm.utils.reparameterize_model(net)
+    assert not any(isinstance(module, InvertedUnit | torch.nn.BatchNorm2d) for module in fused.modules())
+    assert sum(isinstance(module, FusedUnit) for module in fused.modules()) == 32
+    x = torch.randn(2, 3, 64, 40, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(fused(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_impossible_settings():
+    with pytest.raises(ValueError, match='strides=.* there must be 8'):
+        timm.create_model('igcv3_100', strides=(2, 1))
+    with pytest.raises(ValueError, match='output_stride is 3'):
+        timm.create_model('igcv3_100', output_stride=3)
