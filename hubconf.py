@@ -13,6 +13,11 @@ from igczoo.registry import (  # noqa: F401
     igcnet18,
     igcnet18_l4m32,
     igcnet18_l16m16,
+    igcv3_025,
+    igcv3_050,
+    igcv3_075,
+    igcv3_100,
+    igcv3_100_cifar,
 )
 
 dependencies = ['torch', 'torchvision', 'timm', 'huggingface_hub', 'safetensors', 'PIL', 'numpy', 'filelock', 'tqdm']

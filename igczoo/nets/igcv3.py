@@ -67,7 +67,7 @@ class InvertedUnit(nn.Module):
         self.residual = stride == 1 and in_chs == out_chs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = interleave(self.bn1(self.expand(x)), GROUPS)        # (N, mid, H, W)
+        y = interleave(self.bn1(self.expand(x)), self.expand.groups)    # (N, mid, H, W)
         y = self.act(self.bn2(self.depthwise(y)))               # (N, mid, H', W')
         y = self.bn3(self.project(y))                           # (N, out, H', W')
         return x + self.drop_path(y) if self.residual else y

@@ -17,6 +17,7 @@ import igczoo.nets.igcnet
 import igczoo.registry
 from igczoo import IGCNet, igc_resnet
 from igczoo.checkpoints.card import Card, Preprocess, cards
+from igczoo.nets import families
 from igczoo.nets.igcnet import VARIANTS
 from igczoo.registry import default_cfgs
 
@@ -348,7 +349,7 @@ def test_bfloat16_and_channels_last():
 # timm: registration -------------------------------------------------------------------------------------------------------------------
 
 def test_registered_names():
-    assert set(timm.list_models('igc*')) == set(timm.list_models(module='registry')) == set(VARIANTS)
+    assert set(timm.list_models('igc*')) == set(timm.list_models(module='registry')) == set(families.VARIANTS)
     assert set(timm.list_pretrained('igc*')) == set(cards())
 
 
