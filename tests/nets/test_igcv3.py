@@ -90,7 +90,7 @@ def test_fused_units_compute_the_same(name, stride):
 
 
 def test_impossible_settings():
-    with pytest.raises(ValueError, match='strides=.* there must be 8'):
+    with pytest.raises(ValueError, match=r'strides=.* there must be 8'):
         timm.create_model('igcv3_100', strides=(2, 1))
     with pytest.raises(ValueError, match='output_stride is 3'):
         timm.create_model('igcv3_100', output_stride=3)
