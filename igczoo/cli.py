@@ -2,16 +2,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .checkpoints.card import cards, find_card, list_models
+from .pages import card_list, card_page
 
 if TYPE_CHECKING:
     from .inference.classifier import Classifier
@@ -23,13 +28,20 @@ DEFAULT_MODEL = 'igcnet18'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:      # closed by the caller: whatever file is opened next would get its number
+            return 1
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')       # a name that the terminal cannot show
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:     # of `igczoo list | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains at its end
         return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f'igczoo {arguments.command}: {error}', file=sys.stderr)
@@ -38,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='igczoo', description='Interleaved Group Convolution networks with verified weights.')
+    parser.add_argument('--version', action='version', version=f'igczoo {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def command(name: str, run, summary: str) -> argparse.ArgumentParser:
@@ -137,39 +150,24 @@ def _positive(text: str) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _list(arguments: argparse.Namespace) -> None:
     found = [cards()[name] for name in list_models()]
     if arguments.json:
         return _print_json([dict(name=card.name, params=card.params, macs=card.macs, default=card.default) for card in found])
-    for card in found:
-        accuracy = ''
-        if card.accuracy:
-            first = card.accuracy[0]
-            accuracy = f'   top-1 {first.top1:.2f} % on {first.dataset}{"" if first.by == "igczoo" else f" (printed by {first.by})"}'
-        print(f'{card.name:28} {card.params / 1e6:6.2f} M parameters {card.macs / 1e6:6.0f} M multiply-adds{accuracy}')
+    print(card_list(found))
 
 
 def _info(arguments: argparse.Namespace) -> None:
     from .checkpoints.store import locate
     card = find_card(arguments.name)
-    copies = [copy._replace(path=str(copy.path))._asdict() for copy in locate(card)]
+    copies = locate(card)
     if arguments.json:
-        return _print_json(asdict(card) | dict(name=card.name, copies=copies))
-    for field, value in asdict(card).items():
-        if value not in (None, ''):
-            print(f'{field:17} {_shortened(value) if field in ("labels", "label_ids", "imagenet_indices") else value}')
-    for copy in copies:
-        print(f'{copy["source"]:17} {copy["path"]}: {copy["state"]}')
-
-
-def _shortened(of_classes: Sequence | str) -> str:
-    """What there is one of for each class."""
-    if isinstance(of_classes, str):
-        return of_classes
-    return f'{len(of_classes)}: {", ".join(map(str, of_classes[:10]))}{", ..." * (len(of_classes) > 10)}'
+        found = [copy._replace(path=str(copy.path))._asdict() for copy in copies]
+        return _print_json(asdict(card) | dict(name=card.name, copies=found))
+    print(card_page(card, copies, min(get_terminal_size().columns, 100)))
 
 
 def _load(name: str, device: str, deploy: bool | None) -> Classifier:
@@ -188,19 +186,22 @@ def _classify(arguments: argparse.Namespace) -> int:
 
     from .inference.photograph import ImageError, find_images
     classifier = _load(arguments.model, arguments.device, arguments.deploy)
-    images = [file for image in arguments.images for file in (find_images(image) if Path(image).is_dir() else [image])]
+    images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
+    width = min(max(map(len, images)), 48)
     results, failed = [], 0
+    mixed = not arguments.json and sys.stdout.isatty()      # the labels and the bar, on one terminal
+    hidden = True if mixed or len(images) <= arguments.batch_size else None
     outcomes = classifier.classify_each(images, k=arguments.k, batch_size=arguments.batch_size)
-    for image, outcome in tqdm(outcomes, 'classify', len(images), disable=None if len(images) > arguments.batch_size else True):
+    for image, outcome in tqdm(outcomes, 'classify', len(images), disable=hidden):
         if isinstance(outcome, ImageError):
             failed += 1
-            results.append(dict(image=str(image), error=str(outcome)))
+            results.append(dict(image=image, error=str(outcome)))
             print(f'igczoo classify: {outcome}', file=sys.stderr)
             continue
-        results.append(dict(image=str(image), predictions=[prediction._asdict() for prediction in outcome]))
+        results.append(dict(image=image, predictions=[prediction._asdict() for prediction in outcome]))
         if not arguments.json:
             for rank, (label, score, _) in enumerate(outcome):
-                print(f'{image if rank == 0 else "":32} {score:7.2%}  {label}')
+                print(f'{image if rank == 0 else "":{width}}  {score:7.2%}  {label}', flush=rank == 0)
     if arguments.json:
         _print_json(results)
     return 1 if failed else 0

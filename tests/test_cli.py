@@ -12,6 +12,7 @@ import pytest
 import timm
 from PIL import Image
 
+from igczoo import __version__
 from igczoo.checkpoints.card import cards
 from igczoo.cli import main
 from igczoo.deployment import bench
@@ -35,7 +36,9 @@ def test_list(capsys):
 
 def test_info(capsys):
     status, out, _ = run(capsys, 'info', CIFAR)
-    assert status == 0 and 'bundled' in out and ': ok' in out and 'airplane' in out
+    assert status == 0 and 'airplane, automobile' in out and 'bundled  ok ' in out
+    assert '  parameters     157,498\n' in out and '10,000     88.25  87.60 to 88.87     99.44' in out
+    assert not set('{}()[]') & set(out.partition('Where it comes from')[0].replace('(JPEG q75)', '').replace('(lossless)', ''))
     status, out, _ = run(capsys, 'info', 'igcnet18.in1k', '--json')
     card = json.loads(out)
     assert status == 0 and card['name'] == 'igcnet18.in1k' and card['params'] == 8637900 and card['copies'][0]['state'] == 'absent'
@@ -48,10 +51,61 @@ def test_list_and_info_of_many_classes_and_no_accuracy(capsys, monkeypatch):
     monkeypatch.setattr('igczoo.cli.find_card', lambda name: card)
     monkeypatch.setattr('igczoo.cli.list_models', lambda: [card.name])
     status, out, _ = run(capsys, 'list')
-    assert status == 0 and 'top-1' not in out and out.startswith(card.name)
+    assert status == 0 and 'top-1, %' not in out and out.splitlines()[1].startswith(f'  {card.name} *')
     status, out, _ = run(capsys, 'info', card.name)
-    assert status == 0 and 'label_ids         200: n00000000, ' in out and 'n00000009, ...' in out and 'n00000010' not in out
-    assert 'imagenet_indices  200: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...' in out
+    assert status == 0 and ' 200: n00000000, ' in out and 'n00000009, ...' in ' '.join(out.split()) and 'n00000010' not in out
+
+
+@pytest.mark.parametrize('width', [40, 80, 200])
+def test_the_page_of_every_checkpoint_is_wrapped(capsys, monkeypatch, width):
+    monkeypatch.setenv('COLUMNS', str(width))
+    for card in cards().values():
+        status, out, _ = run(capsys, 'info', card.name)
+        prose = out.partition('Where it comes from\n')[2].partition('\n\n')[0]
+        assert status == 0 and all(word in out.split() for word in f'{card.provenance} {card.limits} {card.terms}'.split())
+        assert all(len(line) <= min(width, 100) for line in prose.splitlines())
+
+
+def test_a_folder_is_a_table(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, out, err = run(capsys, 'classify', 'examples', '-k', 2)
+    lines = out.splitlines()
+    assert status == 0 and not err and len(lines) == 16
+    assert lines[8].split() == ['examples/pizza.jpg', '49.21%', 'pizza'] and lines[9].split()[0] == '4.55%'
+    assert len({line.index('%') for line in lines}) == 1    # aligned
+
+
+def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess:
+    command = command.replace('igczoo', f'{sys.executable} -m igczoo')
+    return subprocess.run(['sh', '-c', command], cwd=ROOT, env=os.environ | environment, capture_output=True)
+
+
+def test_a_name_that_the_terminal_cannot_show(tmp_path):
+    name = os.fsencode(tmp_path) + b'/\xff\xe9.jpg'
+    with open(name, 'wb') as file:
+        file.write(PHOTOGRAPH.read_bytes())
+    done = in_a_shell(f'igczoo classify {tmp_path} -k 1', PYTHONIOENCODING='ascii')
+    assert done.returncode == 0 and b'sports car' in done.stdout and b'\\udcff\\udce9.jpg' in done.stdout
+    found, = json.loads(in_a_shell(f'igczoo classify {tmp_path} -k 1 --json', PYTHONIOENCODING='ascii').stdout)
+    assert os.fsencode(found['image']) == name
+
+
+@pytest.mark.parametrize('command', [
+    'igczoo list >&-', 'igczoo info igcnet18 2>&-', 'igczoo info nonesuch 2>&-', 'igczoo list >/dev/full'])
+def test_a_closed_or_full_stream_is_an_error(command):
+    done = in_a_shell(command)
+    assert done.returncode == 1 and not done.stdout and b'Traceback' not in done.stderr
+
+
+def test_a_reader_that_has_enough_ends_the_program_quietly():
+    done = in_a_shell('igczoo info igcnet18 --json | head -c 1')
+    assert done.returncode == 0 and done.stdout == b'{' and not done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['--version'])
+    assert stop.value.code == 0 and capsys.readouterr().out == f'igczoo {__version__}\n'
 
 
 def test_classify_prints_a_table_or_json(capsys):
@@ -150,6 +204,7 @@ def test_bench(capsys, monkeypatch):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['info', 'nonesuch'], "igczoo info: 'nonesuch' is no checkpoint; there are "),
+    (['classify', ''], "igczoo classify: '': is an empty name; give the path of an image file"),
     (['classify', 'nonesuch.jpg'], 'igczoo classify: nonesuch.jpg: there is no such file'),
     (['classify', 'x.jpg', '--model', 'nonesuch'], "igczoo classify: 'nonesuch' is no checkpoint; there are "),
     (['evaluate', CIFAR, '--data', 'nonesuch'], 'igczoo evaluate: nonesuch: found no evaluation images'),

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -154,14 +156,43 @@ def read_card(path: str | os.PathLike) -> Card:
         CardError: the file is not there, is no JSON, or its fields are not those of `Card`; the message names the file and the field.
     """
     try:
-        card = _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8')), 'card')
-        if isinstance(card.labels, str) and card.labels != 'imagenet-1k':
-            raise ValueError(f"card.labels is {card.labels!r}; it must be a list of names, or 'imagenet-1k'")
+        card = _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8'), parse_constant=_refuse_constant), 'card')
+        _check(card)
         return card
     except OSError as error:
         raise CardError(f'{path}: cannot be read: {error.strerror}') from None
+    except RecursionError:
+        raise CardError(f'{path}: is nested too deeply; a card is a record of a few levels') from None
     except (ValueError, TypeError) as error:
-        raise CardError(f'{path}: {error}') from None
+        raise CardError(f'{path}: {" ".join(str(error).split())[:500]}') from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f'it has {name}, which is no number')
+
+
+def _check(card: Card) -> None:
+    """Raise ValueError where a field's value can be of no checkpoint; the message names the field."""
+    preprocess = card.preprocess
+    for field in ('model', 'tag'):
+        if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_-]*', value := getattr(card, field)):
+            raise ValueError(f'card.{field} is {value!r}; it must be of letters, digits, _ and -, for it is part of a name and of a path')
+    if isinstance(card.labels, str) and card.labels != 'imagenet-1k':
+        raise ValueError(f"card.labels is {card.labels!r}; it must be a list of names, or 'imagenet-1k'")
+    if not card.labels:
+        raise ValueError('card.labels is empty; it must name each class')
+    for field in ('label_ids', 'imagenet_indices'):
+        if (values := getattr(card, field)) is not None and len(values) != card.num_classes:
+            raise ValueError(f'card.{field} has {len(values)} entries for {card.num_classes} classes; it must have one for each')
+    if min(preprocess.input_size) < 1:
+        raise ValueError(f'card.preprocess.input_size is {preprocess.input_size}; its numbers must be at least 1')
+    if not min(preprocess.std) > 0:
+        raise ValueError(f'card.preprocess.std is {preprocess.std}; its numbers must be above 0')
+    if not 0 < preprocess.crop_pct <= 1:
+        raise ValueError(f'card.preprocess.crop_pct is {preprocess.crop_pct}; it must be above 0 and at most 1')
+    for field in ('params', 'macs', 'size'):
+        if (value := getattr(card, field)) is not None and value < 1:
+            raise ValueError(f'card.{field} is {value}; it must be at least 1')
 
 
 def write_card(card: Card, path: str | os.PathLike) -> None:
@@ -194,8 +225,18 @@ def _from_json(wanted: Any, value: Any, where: str) -> Any:
         if len(items) == len(value):
             return tuple(_from_json(item, element, f'{where}[{i}]') for i, (item, element) in enumerate(zip(items, value, strict=True)))
     elif kind is not None:
-        return float(value) if kind is float else value
+        return _finite(value, where) if kind is float else value
     raise TypeError(f'{where} is {value!r}; it must be {wanted if get_args(wanted) else wanted.__name__}')
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f'{where} is beyond every float; it must be finite') from None
+    if not math.isfinite(number):     # 1e999
+        raise ValueError(f'{where} is {number}; it must be finite')
+    return number
 
 
 def _json_types(kind: Any) -> tuple[type, ...]:

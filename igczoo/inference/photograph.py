@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,21 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     Raises:
         ImageError: there is no such folder, or no image in it.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    if not os.fspath(folder) or not (root := Path(folder).expanduser()).is_dir():     # Path('') is the current folder
         raise ImageError(f'{_name(folder)}: is no folder; give a folder of images')
-    files = (path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    found = sorted(path for path in files if not any(part.startswith('.') for part in path.relative_to(folder).parts))
+    found = sorted(_walk(root))
     if not found:
         raise ImageError(f'{_name(folder)}: holds no image; looked for files ending in {", ".join(SUFFIXES)}')
     return found
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Regular files, also linked ones: a pipe would never end. Linked folders may lead back here."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        for name in files:
+            if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(os.path.join(folder, name)):
+                yield Path(folder, name)
 
 
 def _name(source: Any) -> str:
@@ -119,6 +127,8 @@ def _name(source: Any) -> str:
 
 def _read(path: str | os.PathLike, name: str) -> bytes:
     try:
+        if not os.fsdecode(path):
+            raise ImageError(f'{name}: is an empty name; give the path of an image file, or an http(s) URL')
         path = Path(os.fsdecode(path)).expanduser()
         if path.is_dir():
             raise ImageError(f'{name}: is a folder; give the path of an image file')

@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -316,3 +317,51 @@ def test_words(shipped):
     conditions = shipped.comparison.conditions if shipped.comparison else '.'
     assert conditions[-1] in '.:' and '\n' not in conditions and '|' not in conditions
     assert shipped.title[-1] != '.' and shipped.license == shipped.license.lower()
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(model='a/b'), r"card.model is 'a/b'; it must be of letters"),
+    (dict(model='..'), r"card.model is '..'; it must be of letters"),
+    (dict(tag=''), r"card.tag is ''; it must be of letters"),
+    (dict(tag='a.b'), r"card.tag is 'a.b'; it must be of letters"),
+    (dict(labels=[]), 'card.labels is empty; it must name each class'),
+    (dict(label_ids=['n1']), r'card.label_ids has 1 entries for \d+ classes'),
+    (dict(params=0), 'card.params is 0; it must be at least 1'),
+    (dict(size=-1), 'card.size is -1; it must be at least 1'),
+    (dict(preprocess=dict(std=[1, 0, 1])), 'card.preprocess.std is .*; its numbers must be above 0'),
+    (dict(preprocess=dict(std=[1, -1, 1])), 'card.preprocess.std is .*; its numbers must be above 0'),
+    (dict(preprocess=dict(input_size=[3, 0, 5])), 'card.preprocess.input_size is .*; its numbers must be at least 1'),
+    (dict(preprocess=dict(crop_pct=0)), 'card.preprocess.crop_pct is 0.0; it must be above 0 and at most 1'),
+    (dict(preprocess=dict(mean=[10 ** 400, 0, 0])), r'card.preprocess.mean\[0\] is beyond every float'),
+])
+def test_impossible_values_are_refused(tmp_path, changes, message):
+    given = json.loads(card_json(SMALL))
+    given |= {field: given[field] | value if isinstance(value, dict) else value for field, value in changes.items()}
+    path = tmp_path / 'card.json'
+    path.write_text(json.dumps(given))
+    with pytest.raises(CardError, match=message) as caught:
+        read_card(path)
+    assert '\n' not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('[' * 100_000 + ']' * 100_000, 'nested too deeply'),
+    ('{"a":' * 100_000 + '1' + '}' * 100_000, 'nested too deeply'),
+    ('NaN', 'it has NaN, which is no number'),
+    ('{"params": Infinity}', 'it has Infinity, which is no number'),
+    ('{"params": ' + '9' * 5000 + '}', 'Exceeds the limit'),
+])
+def test_hostile_text_is_refused(tmp_path, text, message):
+    path = tmp_path / 'card.json'
+    path.write_text(text)
+    with pytest.raises(CardError, match=message):
+        read_card(path)
+
+
+def test_a_number_beyond_every_float_is_refused(tmp_path):
+    path = tmp_path / 'card.json'
+    text = card_json(SMALL)
+    number = re.search(r'"mean": \[\s*([0-9.]+)', text)
+    path.write_text(text[:number.start(1)] + '1e999' + text[number.end(1):])
+    with pytest.raises(CardError, match=r'card.preprocess.mean\[0\] is inf; it must be finite'):
+        read_card(path)
