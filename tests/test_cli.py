@@ -56,7 +56,7 @@ def test_list_and_info_of_many_classes_and_no_accuracy(capsys, monkeypatch):
     assert status == 0 and ' 200: n00000000, ' in out and 'n00000009, ...' in ' '.join(out.split()) and 'n00000010' not in out
 
 
-@pytest.mark.parametrize('width', [40, 80, 200])
+@pytest.mark.parametrize('width', [60, 80, 200])
 def test_the_page_of_every_checkpoint_is_wrapped(capsys, monkeypatch, width):
     monkeypatch.setenv('COLUMNS', str(width))
     for card in cards().values():

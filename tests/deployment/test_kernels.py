@@ -1,10 +1,7 @@
 """The fused operators compute the layers they stand for, on every path, and a machine that cannot compile them does without."""
-import ctypes
 import os
-import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +18,6 @@ def use_threads(threads):
     torch.set_num_threads(threads)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope='session')
-def compiled():
-    for dtype in kernels.NUMBERS:
-        if not kernels.load(build=True, dtype=dtype):
-            pytest.skip(kernels.why_not())
 
 
 # The layers and their planar form, by indices of this file's own ------------------------------------------------------------------------
@@ -442,125 +432,6 @@ def test_exported(compiled):
     program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
     assert 'igczoo.residual_blocks' in str(program.graph)
     assert torch.equal(program.module()(x[:2]), module(x[:2]))
-
-
-# Compiling it ---------------------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def unloaded(monkeypatch, tmp_path):
-    """As in a new process with an empty cache, which is returned."""
-    monkeypatch.setattr(kernels, '_kernels', {})
-    monkeypatch.setattr(kernels, '_why_not', '')
-    monkeypatch.setattr(kernels, 'FLAGS', ('-std=c++17', '-O0', '-fPIC', '-shared'))
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    kernels._try.cache_clear()
-    yield tmp_path / 'igczoo' / 'kernels'
-    kernels._try.cache_clear()
-
-
-def assert_works_without():
-    assert '\n' not in kernels.why_not()
-    tensors = some_unit()
-    assert torch.equal(kernels.unit(*tensors), kernels.torch_unit(*tensors))
-
-
-def test_nothing_is_compiled_unasked(compiled, unloaded):
-    assert not kernels.load(build=False)
-    assert 'is not there yet; igczoo.deployment.kernels.load(build=True, dtype=torch.float32) compiles it' in kernels.why_not()
-    assert not unloaded.exists()
-    assert_works_without()
-
-
-def test_compiled_once_and_found_again(compiled, unloaded, monkeypatch):
-    assert kernels.load(build=True)
-    assert kernels.why_not() == ''
-    assert len(list(unloaded.iterdir())) == 1
-    monkeypatch.setattr(kernels, '_kernels', {})
-    monkeypatch.setattr(kernels, '_compile', None)
-    kernels._try.cache_clear()
-    assert kernels.load(build=False)
-    tensors = some_unit()
-    torch.testing.assert_close(kernels.unit(*tensors), kernels.torch_unit(*tensors), rtol=1e-4, atol=1e-4)
-
-
-def test_each_type_has_a_kernel_of_its_own(compiled, unloaded):
-    assert kernels.load(build=True, dtype=torch.bfloat16)
-    assert kernels.takes(torch.empty(1, dtype=torch.bfloat16)) and not kernels.takes(torch.empty(1))
-    assert not kernels.load(build=True, dtype=torch.float64)
-    assert kernels.why_not() == 'the kernel is for torch.float32 and torch.bfloat16; this is torch.float64'
-    assert kernels.load(build=False, dtype=torch.bfloat16)
-    assert kernels.why_not() == ''
-
-
-def test_a_damaged_library_is_named(compiled, unloaded):
-    kernels.load(build=False)
-    library = Path(kernels.why_not().split(' is not there')[0])
-    library.parent.mkdir(parents=True)
-    library.write_text('no library')
-    assert not kernels.load(build=True)
-    assert f'the compiled kernel does not load: {library}' in kernels.why_not()
-    assert_works_without()
-
-
-def test_a_cache_that_cannot_be_written(compiled, unloaded, monkeypatch, tmp_path):
-    (tmp_path / 'file').touch()
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-    assert kernels.load(build=True), kernels.why_not()
-    assert [path.name for path in tmp_path.iterdir()] == ['file']
-
-
-@pytest.mark.parametrize(('compiler', 'reason'), [
-    ('no-such-compiler -O1', "the compiler that CXX names, 'no-such-compiler', is not there"),
-    ('false', "CalledProcessError: Command '['false', '--version']'"),
-    ('echo', 'the compiled kernel does not load'),
-])
-def test_a_compiler_that_does_not_work(unloaded, monkeypatch, compiler, reason):
-    monkeypatch.setenv('CXX', compiler)
-    assert not kernels.load(build=True)
-    assert reason in kernels.why_not()
-    assert not list(unloaded.glob('*'))
-    assert_works_without()
-
-
-def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):
-    monkeypatch.delenv('CXX', raising=False)
-    monkeypatch.setenv('PATH', str(tmp_path))
-    assert not kernels.load(build=True)
-    assert 'no C++ compiler found' in kernels.why_not()
-    assert_works_without()
-
-
-def replace_source(monkeypatch, folder, text):
-    source = folder / 'kernel.cpp'
-    source.write_text(text)
-    monkeypatch.setattr(kernels, 'SOURCE', source)
-
-
-def test_a_source_that_does_not_compile(compiled, unloaded, monkeypatch, tmp_path):
-    replace_source(monkeypatch, tmp_path, 'int main() { return undeclared; }')
-    assert not kernels.load(build=True)
-    assert 'could not compile the kernel (exit status 1)' in kernels.why_not()
-    assert 'undeclared' in kernels.why_not()
-    assert not list(unloaded.glob('*'))
-    assert_works_without()
-
-
-def test_a_library_without_threads(compiled, unloaded, monkeypatch, tmp_path):
-    replace_source(monkeypatch, tmp_path, 'extern "C" void no_such_function(); extern "C" void igc_unit() { no_such_function(); }')
-    assert not kernels.load(build=True)
-    assert 'undefined symbol: no_such_function' in kernels.why_not()
-    assert not list(unloaded.glob('*'))
-
-
-def test_two_processes_at_once(compiled, tmp_path):
-    code = 'import sys; sys.path.insert(0, sys.argv[1]); from igczoo.deployment import kernels; ' \
-           'kernels.FLAGS = ("-std=c++17", "-O0", "-fPIC", "-shared"); print(kernels.load(build=True), kernels.why_not())'
-    command = [sys.executable, '-c', code, str(kernels.SOURCE.parents[3])]
-    environment = os.environ | {'XDG_CACHE_HOME': str(tmp_path)}
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ['True \n'] * 2
-    library, = (tmp_path / 'igczoo' / 'kernels').iterdir()
-    assert ctypes.CDLL(str(library)).igc_unit
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads the list of loaded libraries from /proc')

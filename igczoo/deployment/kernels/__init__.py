@@ -14,18 +14,8 @@ The kernel takes float32 and bfloat16 on a CPU, once `load` has returned True; a
 """
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -34,9 +24,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..planes import convolve_planes
+from .build import compiled
 
 __all__ = ['Block', 'load', 'residual_blocks', 'stem', 'takes', 'torch_residual_blocks', 'torch_stem', 'torch_unit', 'unit', 'why_not']
 
+NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as its source calls them
 CHUNK_BYTES = 2 * 1024 ** 2     # of a map that goes through blocks at a time: what stays in the cache until the next unit has read it
 
 
@@ -343,26 +335,19 @@ def _run_stem(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
                                    torch.get_num_threads())
 
 
-# Compiling it -------------------------------------------------------------------------------------------------------------------------
-
-SOURCE = Path(__file__).with_name('kernel.cpp')
-NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as the source calls them
-# No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
-FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
+# Having it ----------------------------------------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
 _kernels: dict[torch.dtype, ctypes.CDLL] = {}
 _why_not = 'nobody has asked for it yet: igczoo.deployment.kernels.load(build=True) compiles and loads it'
 
 
-class Unavailable(Exception):
-    """The kernel cannot be had here; the message says why, in one line."""
-
-
 def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
     """Have the operators use the kernel for tensors of this type from now on.
 
-    It is compiled once for a type, source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or ~/.cache.
+    It is compiled once for a type, source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or
+    ~/.cache, with its digest; a file that has another one is never loaded. Where the cache cannot be used, it is compiled for this
+    process alone.
 
     Args:
         build: compile it where that has not been done; takes some fifteen seconds. Otherwise only a compiled one is taken.
@@ -375,94 +360,27 @@ def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
     with _lock:
         kernel, _why_not = (_kernels[dtype], '') if dtype in _kernels else _try(build, dtype)
         if kernel is not None:
+            _declare(kernel)
             _kernels[dtype] = kernel
     return kernel is not None
 
 
 def why_not() -> str:
-    """Why the kernel that was asked for last is not ready, in one line; '' if it is."""
+    """Why the kernel that was asked for last is not ready, or is compiled for this process alone, in one line; else ''."""
     return _why_not
 
 
 @functools.cache
 def _try(build: bool, dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    try:
-        return _open(build, dtype), ''
-    except Unavailable as error:
-        return None, str(error)
-    except (OSError, subprocess.SubprocessError) as error:
-        return None, ' '.join(f'{type(error).__name__}: {error}'.split())
-
-
-def _open(build: bool, dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled kernel, from the cache or compiled now; in a folder of this process alone where the cache cannot be written."""
-    if sys.platform != 'linux':
-        raise Unavailable(f'the kernel is for Linux; this is {sys.platform}')
     if dtype not in NUMBERS:
-        raise Unavailable(f'the kernel is for {" and ".join(map(str, NUMBERS))}; this is {dtype}')
-    compiler = _compiler()
-    version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
-    command = [*compiler, *FLAGS, f'-DNUMBER={NUMBERS[dtype]}']
-    source = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
-    digest = hashlib.sha256(b'\0'.join([*source, ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
-    cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
-    if cached.is_file():
-        return _library(cached)
-    if not build:
-        raise Unavailable(f'{cached} is not there yet; igczoo.deployment.kernels.load(build=True, dtype={dtype}) compiles it')
-    with _folder_beside(cached) as folder:
-        fresh = Path(folder, cached.name)
-        _compile([*command, str(SOURCE), '-o', str(fresh)])
-        library = _library(fresh)
-        with suppress(OSError):         # read-only: the library stays loaded though its folder goes
-            os.replace(fresh, cached)
-    return library
+        return None, f'the kernel is for {" and ".join(map(str, NUMBERS))}; this is {dtype}'
+    return compiled(NUMBERS[dtype], build)
 
 
-def _compiler() -> list[str]:
-    """The command of $CXX, or the first of the usual names that is there."""
-    if chosen := shlex.split(os.environ.get('CXX', '')):
-        if shutil.which(chosen[0]) is None:
-            raise Unavailable(f'the compiler that CXX names, {chosen[0]!r}, is not there; set CXX to a C++ compiler or unset it')
-        return chosen
-    for name in ('c++', 'g++', 'clang++'):
-        if shutil.which(name):
-            return [name]
-    raise Unavailable('no C++ compiler found: looked for $CXX, c++, g++ and clang++; install one, or set CXX')
-
-
-def _cpu() -> str:
-    """What -march=native depends on, as far as the system tells."""
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return platform.machine() + next((line for line in lines if line.startswith(('flags', 'Features'))), '')
-
-
-def _folder_beside(path: Path) -> tempfile.TemporaryDirectory:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=path.parent)
-    except OSError:
-        return tempfile.TemporaryDirectory()
-
-
-def _compile(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors='replace', timeout=600)
-    if done.returncode:
-        lines = done.stderr.splitlines() or ['']
-        error = next((line for line in lines if 'error' in line), lines[-1])
-        raise Unavailable(f'{command[0]} could not compile the kernel (exit status {done.returncode}): {error.strip()}')
-
-
-def _library(path: Path) -> ctypes.CDLL:
-    """Load a compiled kernel; GOMP_parallel, which it lacks, is found among the libraries torch has loaded for all."""
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise Unavailable(f'the compiled kernel does not load: {error}') from error
+def _declare(library: ctypes.CDLL) -> None:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.igc_unit.argtypes, library.igc_unit.restype = [pointer] * 6 + [size] * 11, None
     library.igc_residual_blocks.argtypes = [pointer] * 3 + [ctypes.POINTER(_Block)] + [size] * 4
     library.igc_residual_blocks.restype = None
     library.igc_room.argtypes, library.igc_room.restype = [ctypes.POINTER(_Block)] + [size] * 3, size
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
-    return library

@@ -1,0 +1,161 @@
+"""The compiled kernel: compiled once on a machine, kept in the user's cache with its digest, and loaded only where that is right."""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from ...files import replacing
+
+__all__ = ['compiled']
+
+SOURCE = Path(__file__).with_name('kernel.cpp')
+# No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
+FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
+
+
+class Unavailable(Exception):
+    """The kernel cannot be had here; the message says why, in one line."""
+
+
+def compiled(number: str, build: bool) -> tuple[ctypes.CDLL | None, str]:
+    """The kernel, from the cache or compiled now.
+
+    Args:
+        number: the type of its numbers, as the source calls it.
+        build: compile it where the cache has no good one.
+
+    Returns:
+        The library, or None; and why there is none, or why it was compiled for this process alone, in one line, else ''.
+    """
+    try:
+        return _from_cache(number, build)
+    except Unavailable as error:
+        return None, str(error)
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, _one_line(error)
+
+
+def _from_cache(number: str, build: bool) -> tuple[ctypes.CDLL, str]:
+    if sys.platform != 'linux':
+        raise Unavailable(f'the kernel is for Linux; this is {sys.platform}')
+    compiler = _compiler()
+    version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
+    command = [*compiler, *FLAGS, f'-DNUMBER={number}']
+    source = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
+    digest = hashlib.sha256(b'\0'.join([*source, ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
+    cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
+    if not build:
+        if not _is_intact(cached):
+            found = 'is damaged' if cached.exists() else 'is not there yet'
+            raise Unavailable(f'{cached} {found}; igczoo.deployment.kernels.load(build=True) compiles it')
+        return _library(cached), ''
+    try:
+        return _compile_into_cache(command, cached) or _library(cached), ''
+    except (OSError, Unavailable) as error:     # full, read-only, noexec
+        if isinstance(error, CompilerError):
+            raise
+        reason = f'{cached.parent} cannot be used ({_one_line(error)})'
+    try:
+        with tempfile.TemporaryDirectory(prefix='igczoo-kernel-') as folder:    # the library stays loaded though its folder goes
+            fresh = Path(folder, cached.name)
+            _compile(command, fresh)
+            return _library(fresh), f'{reason}, so the kernel was compiled for this process alone'
+    except (OSError, Unavailable) as error:
+        raise Unavailable(f'{reason}, nor can a temporary folder ({_one_line(error)})') from None
+
+
+class CompilerError(Unavailable):
+    """The compiler refuses the source, wherever it is to write."""
+
+
+def _compile_into_cache(command: list[str], cached: Path) -> ctypes.CDLL | None:
+    """Compile what is not there yet, in one process at a time; None where it is. The system's lock dies with its holder."""
+    if _is_intact(cached):
+        return None
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cached.with_suffix('.lock')):
+        for left in (*cached.parent.glob(f'{cached.stem}.building*'), *cached.parent.glob(f'.{cached.stem}*.part')):  # of a killed one
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        if _is_intact(cached):      # another process has compiled it meanwhile
+            return None
+        folder = Path(tempfile.mkdtemp(prefix=f'{cached.stem}.building', dir=cached.parent))
+        try:
+            fresh = folder / cached.name
+            _compile(command, fresh)
+            library, data = _library(fresh), fresh.read_bytes()
+            with replacing(cached) as file:
+                file.write_bytes(data)
+            with replacing(_record(cached)) as file:
+                file.write_text(hashlib.sha256(data).hexdigest())
+            return library
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _record(cached: Path) -> Path:
+    return cached.with_suffix('.sha256')
+
+
+def _is_intact(cached: Path) -> bool:
+    """Whether the file has the digest it was written with: loading another could end the process."""
+    try:
+        return hashlib.sha256(cached.read_bytes()).hexdigest() == _record(cached).read_text(encoding='ascii').strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _compiler() -> list[str]:
+    """The command of $CXX, or the first of the usual names that is there."""
+    given = os.environ.get('CXX', '')
+    try:
+        chosen = shlex.split(given)
+    except ValueError as error:
+        raise Unavailable(f'CXX is {given!r}, which is no command ({error}); set it to a C++ compiler or unset it') from None
+    if chosen:
+        if shutil.which(chosen[0]) is None:
+            raise Unavailable(f'the compiler that CXX names, {chosen[0]!r}, is not there; set CXX to a C++ compiler or unset it')
+        return chosen
+    for name in ('c++', 'g++', 'clang++'):
+        if shutil.which(name):
+            return [name]
+    raise Unavailable('no C++ compiler found: looked for $CXX, c++, g++ and clang++; install one, or set CXX')
+
+
+def _cpu() -> str:
+    """What -march=native depends on, as far as the system tells."""
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    return platform.machine() + next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+
+
+def _compile(command: list[str], out: Path) -> None:
+    done = subprocess.run([*command, str(SOURCE), '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
+    if done.returncode:
+        lines = done.stderr.splitlines() or ['']
+        error = next((line for line in lines if 'error' in line), lines[-1]).strip()
+        if 'No space left on device' in done.stderr:
+            raise Unavailable(f'{out.parent} is full')
+        raise CompilerError(f'{command[0]} could not compile the kernel (exit status {done.returncode}): {error}')
+    if not out.is_file():
+        raise CompilerError(f'{command[0]} wrote no file')
+
+
+def _library(path: Path) -> ctypes.CDLL:
+    """Load a compiled kernel; GOMP_parallel, which it lacks, is found among the libraries torch has loaded for all."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f'the compiled kernel does not load: {error}') from error
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(f'{error}'.split()) if isinstance(error, Unavailable) else ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -1,0 +1,10 @@
+import pytest
+
+from igczoo.deployment import kernels
+
+
+@pytest.fixture(scope='session')
+def compiled():
+    for dtype in kernels.NUMBERS:
+        if not kernels.load(build=True, dtype=dtype):
+            pytest.skip(kernels.why_not())
