@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.models import FeatureDictNet
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Stem, Unit
-from ..nets.layers import IGConv2d
+from ..nets.igcv3 import ConvNormAct, InvertedUnit
+from ..nets.layers import IGConv2d, fold_batch_norm
+from ..nets.net import Net
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
 from .planes import convolve_planes
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
+
+FUSING = Stage, Stages, InvertedUnit
+FOLDABLE = nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d      # as written, trained on several GPUs, frozen by timm.utils.freeze
 
 Choose = Callable[[IGConv2d, Folded], str]     # the name of a layer's form
 
@@ -30,7 +36,7 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
     ``pretrained_cfg``. `timm.utils.reparameterize_model` gives the same.
 
     Args:
-        model: an `IGCNet` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
+        model: an `IGCNet` or `IGCV3` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
         example: (N, in_chans, H, W) of the device and dtype of the model, to choose by measurement.
         portable: use nothing but PyTorch's own operations, as an export to another engine needs.
         build: compile the fused kernel for a model on a CPU if that has not been done on this machine yet, which takes some fifteen seconds
@@ -50,20 +56,21 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
 
 
 def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
-    if isinstance(parent, IGCNet):
+    if isinstance(parent, Net):
         parent.grad_checkpointing = False
+    if isinstance(parent, IGCNet):
         stem = parent.stem
         if not portable and kernels.takes(stem.conv.weight) and isinstance(parent.pool, nn.MaxPool2d) and type(stem.act) is nn.ReLU:
             parent.__class__ = FusedStemIGCNet
     if isinstance(parent, FeatureDictNet) and 'stem_bn' in parent:      # timm has taken the stem apart
-        parent['stem_conv'] = fuse_conv_bn_eval(parent['stem_conv'], parent['stem_bn'])
+        parent['stem_conv'] = fold_batch_norm(parent['stem_conv'], parent['stem_bn'])
         parent['stem_bn'] = nn.Identity()
     for name, child in parent.named_children():
         if isinstance(child, Stage):
             setattr(parent, name, deploy_stage(child, choose)[0])
         elif isinstance(child, Stages):
             setattr(parent, name, deploy_stages(child, choose))
-        elif isinstance(child, Stem):
+        elif isinstance(child, (Stem, InvertedUnit, ConvNormAct)):
             setattr(parent, name, child.fuse())
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
@@ -111,16 +118,16 @@ class FusedStemIGCNet(IGCNet):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax'):
+        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax') or _is_heard(self.stages):
             return super().forward(x)
         x, last = self.stages.run(self.forward_stem(x))
         x = self.global_pool(x)                         # (N, C)
-        if last.restore is not None:
+        if last is not None and last.restore is not None:
             x = x.index_select(1, last.restore)
         return self.head(self.head_drop(x))
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        if not isinstance(self.pool, nn.MaxPool2d):     # pruned away
+        if not isinstance(self.pool, nn.MaxPool2d) or _has_hooks(self.stem) or _has_hooks(self.pool):     # pruned away, or listened to
             return super().forward_stem(x)
         conv = self.stem.conv
         return kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias)      # (7, 7, in_chans, C)
@@ -169,6 +176,8 @@ class DeployedStages(nn.Sequential):
 
     def run(self, x: Tensor) -> tuple[Tensor, DeployedStage | None]:
         """The last stage's output as it has not left it yet, and that stage; None where there is none."""
+        if any(map(_is_heard, self)):
+            return super().forward(x), None
         last, blocks = None, []
         for stage in self:
             if last is None or not stage.follows:
@@ -205,14 +214,27 @@ class FusedResidual(nn.Module):
                              first.stride, first.dilation, second.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.residual_blocks(x, [self.block()])
+        if not any(map(_has_hooks, self.children())):
+            return kernels.residual_blocks(x, [self.block()])
+        y = self.layer2(F.relu(self.layer1(x)))
+        return F.relu(y + self.shortcut(x))
+
+
+def _is_heard(module: nn.Module) -> bool:
+    """Whether somebody has put hooks on this module, so that it must be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether this module or a part of it is listened to."""
+    return any(map(_is_heard, module.modules()))
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The output of blocks one after another."""
+    """The output of blocks one after another; those with hooks are called one by one."""
     fused: list[kernels.Block] = []
     for block in blocks:
-        if isinstance(block, FusedResidual):
+        if isinstance(block, FusedResidual) and not _has_hooks(block):
             fused.append(block.block())
             continue
         if fused:
@@ -299,7 +321,7 @@ def _deploy_block(block: nn.Module, partitions: Tensor | None, choose: Choose) -
 
 def _deploy_unit(unit: Unit, partitions: Tensor | None, choose: Choose) -> nn.Module:
     if not isinstance(unit.conv, IGConv2d):
-        return fuse_conv_bn_eval(unit.conv, unit.bn)
+        return fold_batch_norm(unit.conv, unit.bn)
     layer = fold(unit, torch.arange(unit.conv.num_primary, device=unit.bn.running_mean.device) if partitions is None else partitions)
     return FORMS[choose(unit.conv, layer)](layer)
 
@@ -316,7 +338,7 @@ def fold(unit: Unit, partitions: Tensor) -> Folded:
 
 def _deploy_projection(projection: Projection, partitions: Tensor | None) -> nn.Module:
     if partitions is None:
-        return fuse_conv_bn_eval(projection.conv, projection.bn)
+        return fold_batch_norm(projection.conv, projection.bn)
     conv, L = projection.conv, len(partitions)
     scale, shift = (value.view(L, -1)[partitions].t() for value in _scale_and_shift(projection.bn))     # (M, L)
     weight = conv.weight.view(L, -1, conv.weight.shape[1])[partitions].permute(1, 2, 0)                 # (M, m, L)
@@ -334,7 +356,7 @@ def _scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _check(model: nn.Module) -> None:
     modules = dict(model.named_modules())
-    if not any(isinstance(module, (Stage, Stages)) for module in modules.values()):
+    if not any(isinstance(module, FUSING) for module in modules.values()):
         raise ValueError(f'deploy: {type(model).__name__} has no IGC stages, or has been deployed before; give a model of this package')
     for name, module in modules.items():
         name = name or type(model).__name__
@@ -342,8 +364,10 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f'deploy: {name} is in training mode; call eval() on the model first')
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f'deploy: {name} has forward hooks, which the new model would not run; remove them first')
-        if isinstance(module, (Unit, Projection, Stem)) and (type(module.bn) is not nn.BatchNorm2d or module.bn.running_mean is None):
-            raise ValueError(f'deploy: {name}.bn is {module.bn}; it must be BatchNorm2d with running statistics to be folded')
+        if isinstance(module, (Unit, Projection, Stem, InvertedUnit, ConvNormAct)):
+            for part, bn in module.named_children():
+                if part.startswith('bn') and (type(bn) not in FOLDABLE or bn.running_mean is None):
+                    raise ValueError(f'deploy: {name}.{part} is {bn}; it must be BatchNorm2d with running statistics to be folded')
 
 
 # timm.utils.reparameterize_model calls `fuse` of the modules that have it.

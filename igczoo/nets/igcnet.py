@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .layers import IGConv2d
+from .layers import IGConv2d, fold_batch_norm
 from .net import Net
 
 __all__ = ['VARIANTS', 'IGCNet', 'igc_resnet', 'out_indices', 'timm_cfg']
@@ -88,7 +87,7 @@ class Stem(nn.Sequential):
 
     def fuse(self) -> nn.Module:
         """Without the normalisation, in evaluation mode, giving channels_last maps; timm's `reparameterize_model` calls this."""
-        conv = fuse_conv_bn_eval(self.conv, self.bn).to(memory_format=torch.channels_last)
+        conv = fold_batch_norm(self.conv, self.bn).to(memory_format=torch.channels_last)
         return nn.Sequential(OrderedDict(conv=conv, act=self.act))
 
 
@@ -157,6 +156,10 @@ class IGCNet(Net):
         stage_primary = (None,) * len(widths) if primary is None else primary
         if not len(widths) == len(stage_primary) == len(depths):
             raise ValueError(f'IGCNet: widths={widths}, primary={primary} and depths={depths} must have one entry a stage')
+        if not widths:
+            raise ValueError('IGCNet: widths is empty; there must be at least one stage')
+        if min(depths) < 1:
+            raise ValueError(f'IGCNet: depths is {depths}; each stage must have at least one block')
         if drop_path_rate and not shortcuts:
             raise ValueError(f'IGCNet: drop_path_rate={drop_path_rate} needs shortcuts; a plain net must use drop_path_rate=0')
         norm_layer = get_norm_layer(norm_layer)

@@ -11,10 +11,9 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .igcnet import CIFAR10_MEAN, CIFAR10_STD
-from .layers import interleave
+from .layers import fold_batch_norm, interleave
 from .net import Net
 
 __all__ = ['IGCV3', 'VARIANTS', 'out_indices', 'timm_cfg']
@@ -88,10 +87,10 @@ class FusedUnit(nn.Module):
         super().__init__()
         mid_chs, device = unit.depthwise.in_channels, unit.depthwise.weight.device
         place = interleave(torch.arange(mid_chs, device=device).view(1, -1, 1, 1), GROUPS).flatten()    # of each interleaved channel
-        depthwise, project = fuse_conv_bn_eval(unit.depthwise, unit.bn2), fuse_conv_bn_eval(unit.project, unit.bn3)
+        depthwise, project = fold_batch_norm(unit.depthwise, unit.bn2), fold_batch_norm(unit.project, unit.bn3)
         with torch.no_grad():
             depthwise.weight[place], depthwise.bias[place] = depthwise.weight.clone(), depthwise.bias.clone()
-        self.expand = _in_channels_last(fuse_conv_bn_eval(unit.expand, unit.bn1))
+        self.expand = _in_channels_last(fold_batch_norm(unit.expand, unit.bn1))
         self.depthwise = _in_channels_last(depthwise)
         self.act = unit.act
         self.project = _in_channels_last(_dense(project, place))
@@ -125,7 +124,7 @@ class ConvNormAct(nn.Sequential):
 
     def fuse(self) -> nn.Module:
         """Without the normalisation, in evaluation mode."""
-        return nn.Sequential(OrderedDict(conv=_in_channels_last(fuse_conv_bn_eval(self.conv, self.bn)), act=self.act))
+        return nn.Sequential(OrderedDict(conv=_in_channels_last(fold_batch_norm(self.conv, self.bn)), act=self.act))
 
 
 class IGCV3(Net):

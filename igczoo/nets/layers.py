@@ -1,7 +1,10 @@
 """The interleaved group convolution: a primary (spatial) and a secondary (1x1) grouped convolution with a permutation between them."""
-from torch import Tensor, nn
+import copy
 
-__all__ = ['IGConv2d', 'interleave']
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+__all__ = ['IGConv2d', 'fold_batch_norm', 'interleave']
 
 
 def interleave(x: Tensor, groups: int) -> Tensor:
@@ -92,3 +95,14 @@ class IGConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f'L={self.num_primary}, M={self.num_secondary}'
+
+
+def fold_batch_norm(conv: nn.Conv2d, bn: nn.Module) -> nn.Conv2d:
+    """A convolution equal to ``conv`` and after it ``bn`` as it normalises in evaluation mode, whatever mode it is in.
+
+    ``bn`` may be torch's BatchNorm2d or SyncBatchNorm with running statistics, or torchvision's FrozenBatchNorm2d.
+    """
+    fused = copy.deepcopy(conv)
+    fused.weight, fused.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+    return fused

@@ -373,9 +373,9 @@ def test_operators_are_well_formed(compiled):
     x, blocks = some_blocks(N=2)
     tensors, numbers = kernels._pack(blocks)
     for gradients in (list, require_grad):
-        torch.library.opcheck(kernels.unit, gradients([*some_unit(), residual]))
+        torch.library.opcheck(kernels.unit_operator, gradients([*some_unit(), residual]))
         torch.library.opcheck(kernels._residual_blocks, (*gradients([x]), gradients(tensors), numbers))
-        torch.library.opcheck(kernels.stem, gradients(some_stem()))
+        torch.library.opcheck(kernels.stem_operator, gradients(some_stem()))
 
 
 @pytest.mark.parametrize('projected', [True, False])

@@ -855,3 +855,13 @@ def test_an_architecture_without_weights_says_so(name):
 def test_unknown_tags():
     with pytest.raises(RuntimeError, match=r'Invalid pretrained tag \(moon\)'):
         timm.create_model('igcnet18.moon', pretrained=True, device='meta')
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(depths=(1, 0)), r'IGCNet: depths is \(1, 0\); each stage must have at least one block'),
+    (dict(widths=(), primary=(), depths=()), 'IGCNet: widths is empty; there must be at least one stage'),
+    (dict(depths=(1,)), 'must have one entry a stage'),
+])
+def test_a_net_without_blocks_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        IGCNet(**(dict(stem='cifar', stem_width=8, widths=(8, 16), primary=(4, 4), depths=(1, 1)) | changes))

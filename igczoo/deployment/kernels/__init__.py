@@ -21,7 +21,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.flop_counter import register_flop_formula
 
 from ..planes import convolve_planes
 from .build import compiled
@@ -50,11 +52,11 @@ def torch_unit(
 ) -> Tensor:
     """What `unit` computes, by torch's own operators, differentiable, for every device and floating dtype."""
     M, _, _, _, L = primary.shape
-    y = convolve_planes(x, primary, stride, dilation)
+    y = convolve_planes(x.to(primary.dtype), primary, stride, dilation)
     matrices = secondary.transpose(1, 2).reshape(M * L, L, 1, 1)
     y = F.conv2d(y, matrices, bias.flatten(), groups=M)
     y = y if residual is None else y + residual
-    return _nhwc(F.relu(y) if relu else y)
+    return _nhwc(F.relu(y) if relu else y).to(x.dtype)
 
 
 def torch_residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -64,24 +66,23 @@ def torch_residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
         if block.projection:
             weight, bias = block.projection
             M, m, L = weight.shape
-            x = convolve_planes(x, weight.view(M, m, 1, 1, L), block.stride) + bias.view(M * L, 1, 1)
+            x = (convolve_planes(x.to(weight.dtype), weight.view(M, m, 1, 1, L), block.stride) + bias.view(M * L, 1, 1)).to(x.dtype)
         x = torch_unit(y, *block.unit2, x, True, 1, block.dilation2)
     return x
 
 
 def torch_stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What `stem` computes, likewise."""
-    y = F.conv2d(_nhwc(x), weight.permute(3, 2, 0, 1), bias, stride=2, padding=3)
-    return _nhwc(F.max_pool2d(F.relu(y), 3, 2, 1))
+    y = F.conv2d(_nhwc(x.to(weight.dtype)), weight.permute(3, 2, 0, 1), bias, stride=2, padding=3)
+    return _nhwc(F.max_pool2d(F.relu(y), 3, 2, 1)).to(x.dtype)
 
 
 def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return x if _is_transformed() else x.contiguous(memory_format=torch.channels_last)     # vmap knows no memory formats
 
 
 # The operators ------------------------------------------------------------------------------------------------------------------------
 
-@torch.library.custom_op('igczoo::unit', mutates_args=())
 def unit(
         x: Tensor, primary: Tensor, secondary: Tensor, bias: Tensor, residual: Tensor | None = None, relu: bool = True, stride: int = 1,
         dilation: int = 1,
@@ -99,19 +100,31 @@ def unit(
         dilation: of the primary convolution, pixels.
 
     Returns:
-        (N, M * L, H', W') with H' = ceil(H / stride), in channels_last memory.
+        (N, M * L, H', W') with H' = ceil(H / stride), of the type of x, in channels_last memory.
 
     Raises:
         ValueError: shapes that do not fit together.
     """
+    compute = torch_unit if _is_transformed() else unit_operator
+    return compute(x, primary, secondary, bias, residual, relu, stride, dilation)
+
+
+@torch.library.custom_op('igczoo::unit', mutates_args=())
+def unit_operator(
+        x: Tensor, primary: Tensor, secondary: Tensor, bias: Tensor, residual: Tensor | None = None, relu: bool = True, stride: int = 1,
+        dilation: int = 1,
+) -> Tensor:
+    """`unit` as torch has it."""
     shape = _unit_shape('unit', x.shape, primary, secondary, bias, stride, dilation)
     if residual is not None and residual.shape != shape:
         raise ValueError(f'unit: residual is {tuple(residual.shape)}; it must have the output\'s shape, {shape}')
-    if not takes(x, primary, secondary, bias, residual):
-        return torch_unit(x, primary, secondary, bias, residual, relu, stride, dilation)
+    given, x = x, x.to(primary.dtype)       # autocast may have made it of another type
+    residual = residual if residual is None else residual.to(primary.dtype)
+    if not takes(x, primary, secondary, bias, residual) or not _has_pixels(x):
+        return torch_unit(given, primary, secondary, bias, residual, relu, stride, dilation)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     _run_unit(out, _nhwc(x), primary, secondary, bias, residual if residual is None else _nhwc(residual), relu, stride, dilation)
-    return out
+    return out.to(given.dtype)
 
 
 def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
@@ -127,21 +140,21 @@ def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    return _residual_blocks(x, *_pack(blocks))
+    return torch_residual_blocks(x, blocks) if _is_transformed() else _residual_blocks(x, *_pack(blocks))
 
 
 @torch.library.custom_op('igczoo::residual_blocks', mutates_args=(), schema='(Tensor x, Tensor[] tensors, int[] numbers) -> Tensor')
 def _residual_blocks(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
     blocks = _unpack(tensors, numbers)
     shapes = _block_shapes(x, blocks)
-    if not takes(x, *tensors):
-        return torch_residual_blocks(x, blocks)
+    given, x = x, x.to(tensors[0].dtype)
+    if not takes(x, *tensors) or not _has_pixels(x):
+        return torch_residual_blocks(given, blocks)
     out = torch.empty(shapes[-1], dtype=x.dtype, memory_format=torch.channels_last)
     _run_blocks(out, _nhwc(x), blocks, [x.shape, *shapes[:-1]])
-    return out
+    return out.to(given.dtype)
 
 
-@torch.library.custom_op('igczoo::stem', mutates_args=())
 def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The stem of the ImageNet nets: max_pool(relu(conv(x) + bias)), 7x7 with stride 2 and padding 3, then 3x3 with stride 2 and padding 1.
 
@@ -151,20 +164,39 @@ def stem(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: (C,).
 
     Returns:
-        (N, C, H', W') with H' = ceil(H / 4), in channels_last memory.
+        (N, C, H', W') with H' = ceil(H / 4), of the type of x, in channels_last memory.
 
     Raises:
         ValueError: shapes that do not fit together.
     """
+    return (torch_stem if _is_transformed() else stem_operator)(x, weight, bias)
+
+
+@torch.library.custom_op('igczoo::stem', mutates_args=())
+def stem_operator(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`stem` as torch has it."""
     shape = _stem_shape(x, weight, bias)
-    if not takes(x, weight, bias):
-        return torch_stem(x, weight, bias)
+    given, x = x, x.to(weight.dtype)
+    if not takes(x, weight, bias) or not _has_pixels(x):
+        return torch_stem(given, weight, bias)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     _run_stem(out, x, weight, bias)
-    return out
+    return out.to(given.dtype)
 
 
-@unit.register_fake
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, for which the operators have no rules and torch's own have."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _has_pixels(x: Tensor) -> bool:
+    """Where there are none, torch's convolution says so."""
+    return 0 not in x.shape[2:]
+
+
+@unit_operator.register_fake
 def _(x, primary, secondary, bias, residual=None, relu=True, stride=1, dilation=1):
     shape = _unit_shape('unit', x.shape, primary, secondary, bias, stride, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -176,7 +208,7 @@ def _(x, tensors, numbers):
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@stem.register_fake
+@stem_operator.register_fake
 def _(x, weight, bias):
     return torch.empty(_stem_shape(x, weight, bias), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -247,6 +279,37 @@ def _stem_shape(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[int, ...]:
     return x.shape[0], weight.shape[3], -(-x.shape[2] // 4), -(-x.shape[3] // 4)
 
 
+def _count_unit(primary_shape, out_shape) -> int:
+    """Twice the multiply-adds, as torch.utils.flop_counter counts: of the channel-wise convolutions and of the matrices."""
+    M, m, k, _, L = primary_shape
+    N, _, H, W = out_shape
+    return 2 * N * H * W * M * L * (m * k * k + L)
+
+
+@register_flop_formula(torch.ops.igczoo.unit)
+def _unit_flops(x_shape, primary_shape, *args, out_shape=None, **kwargs) -> int:
+    return _count_unit(primary_shape, out_shape)
+
+
+@register_flop_formula(torch.ops.igczoo.residual_blocks, get_raw=True)
+def _residual_blocks_flops(x, tensors, numbers, *args, out_val=None, **kwargs) -> int:
+    blocks, flops, inputs = _unpack(tensors, numbers), 0, x.shape
+    for block, shape in zip(blocks, _block_shapes(x, blocks), strict=True):
+        for primary, *_ in (block.unit1, block.unit2):
+            flops += _count_unit(primary.shape, shape)
+        if block.projection:
+            flops += 2 * shape[0] * shape[2] * shape[3] * shape[1] * (inputs[1] // block.unit2[0].shape[-1])
+        inputs = shape
+    return flops
+
+
+@register_flop_formula(torch.ops.igczoo.stem)
+def _stem_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    N, _, H, W = x_shape
+    rows, across, in_chans, out_chans = weight_shape
+    return 2 * N * -(-H // 2) * -(-W // 2) * rows * across * in_chans * out_chans
+
+
 def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
     """Give an operator the gradients of its reference, computed anew in the backward pass."""
     def setup_context(ctx, inputs, output):
@@ -276,9 +339,9 @@ def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
     operator.register_autograd(backward, setup_context=setup_context)
 
 
-_differentiate(unit, torch_unit)
+_differentiate(unit_operator, torch_unit)
 _differentiate(_residual_blocks, lambda x, tensors, numbers: torch_residual_blocks(x, _unpack(tensors, numbers)))
-_differentiate(stem, torch_stem)
+_differentiate(stem_operator, torch_stem)
 
 
 # Calls of the kernel ------------------------------------------------------------------------------------------------------------------
