@@ -17,7 +17,8 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='folder for the file of the images left')
     arguments = parser.parse_args()
     seen, found = (
-        [hashlib.sha256(image.as_py()).digest() for image in open_split(arguments.data, train).encoded] for train in (True, False))
+        [hashlib.sha256(image.as_py()).digest() for images in open_split(arguments.data, train).encoded for image in images]
+        for train in (True, False))
     known = set(seen)
     unseen = [number for number, digest in enumerate(found) if digest not in known]
     [file] = arguments.data.glob('val-*.parquet')

@@ -274,17 +274,14 @@ def _convert(part: Path, card: Card) -> None:
     from safetensors.torch import save_file
 
     from .convert import convert_checkpoint
-    beside = part.with_suffix('.converted')
     try:
         if card.origin.converter != 'mxnet':
             raise ValueError(f'there is no converter {card.origin.converter!r}')
-        save_file(convert_checkpoint(part, card.model), beside, metadata={'format': 'pt'})
-        check_safetensors(beside)
-        os.replace(beside, part)
+        with replacing(part) as beside:     # with the mode the umask asks for, so that a second user can read it
+            save_file(convert_checkpoint(part, card.model), beside, metadata={'format': 'pt'})
+            check_safetensors(beside)
     except (ValueError, SafetensorError, StoreError) as error:
         raise DownloadError(f'cannot convert {card.origin.url}: {error}') from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _digest(path: Path, expected: str | None, record: Path | None = None, rehash: bool = False) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checkpoints.card import find_card
 from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
-from .photograph import ImageError, find_images, open_image
+from .photograph import ImageError, find_images, image_name, open_image
 
 __all__ = ['Classifier', 'Prediction', 'load']
 
@@ -167,7 +167,8 @@ class Classifier:
             inputs = [self._input(image) for image in batch]
             good = [x for x in inputs if isinstance(x, Tensor)]
             rows = iter(self._run(forward, torch.stack(good)) if good else ())
-            yield from ((image, next(rows) if isinstance(x, Tensor) else x) for image, x in zip(batch, inputs, strict=True))
+            for image, x in zip(batch, inputs, strict=True):
+                yield image, _finite(image, next(rows)) if isinstance(x, Tensor) else x
 
     def _input(self, image: Any) -> Tensor | ImageError:
         try:
@@ -191,6 +192,15 @@ class Classifier:
         return [Prediction(self.labels[index], score, index) for score, index in zip(scores.tolist(), indices.tolist(), strict=True)]
 
 
+def _finite(image: Any, row: Tensor) -> Tensor | ImageError:
+    """What a model gives for an image, unless it holds something that is no number."""
+    if row.isfinite().all():
+        return row
+    found = row[~row.isfinite()][0].item()
+    return ImageError(f'{image_name(image)}: the model gives {found} for it, which is no score; its weights or the type it computes in are '
+                      f'wrong')
+
+
 def load(
         name: str | os.PathLike,
         device: str | torch.device = 'cpu',
@@ -212,7 +222,8 @@ def load(
         CardError: the name is no checkpoint's; the message lists those there are.
         StoreError: no source has the verified weights.
         ValueError: the folder lacks a file, or its files do not fit together or are not of a model of this package; the repository cannot
-            be read; there is no such device here; the dtype is no floating-point one; with ``deploy``, the model cannot be deployed.
+            be read; the model takes images of other than 3 channels; there is no such device here; the dtype
+            is no floating-point one; with ``deploy``, the model cannot be deployed.
     """
     check_placement(device, dtype)
     source, folder = _resolve(os.fspath(name))
@@ -220,6 +231,8 @@ def load(
         _check_folder(folder)
     try:
         model = timm.create_model(source, pretrained=True, cache_dir=cache_dir).to(device, dtype)
+        if (channels := resolve_model_data_config(model)['input_size'][0]) != 3:
+            raise ValueError(f'it takes images of {channels} channels, and photographs have 3')
         preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
         classifier = Classifier(model, preprocess, _labels(model))
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:

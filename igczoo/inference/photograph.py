@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-__all__ = ['ImageError', 'find_images', 'open_image']
+__all__ = ['ImageError', 'find_images', 'image_name', 'open_image']
 
 MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 1000           # long side to short: resizing the short side of a longer strip would make a huge image of it
+MAX_SCANS = 100             # of a progressive JPEG; encoders write about ten
+BAND_ROWS = 64              # of grey values that are scaled at a time
 FETCH_SECONDS = 30          # for a whole download
 
 SUFFIXES = (
@@ -39,7 +41,28 @@ TURNS = {   # EXIF orientation -> what shows the image upright
     8: Image.Transpose.ROTATE_90,
 }
 
-_quiet = threading.Lock()   # the warnings filter is the whole process's: two threads that change and restore it must take turns
+class _Quiet:
+    """No warnings while any thread is inside. The filters are the whole process's: the first to come changes them, the last restores."""
+
+    def __init__(self):
+        self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter('ignore')
+            self.inside += 1
+
+    def __exit__(self, *error) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.filters.__exit__(*error)
+
+
+_quiet = _Quiet()
 
 
 class ImageError(ValueError):
@@ -69,13 +92,12 @@ def open_image(source: Any) -> Image.Image:
         ImageError: there is no such file, it is no image, it is damaged, or it is larger than MAX_BYTES, MAX_PIXELS or MAX_ASPECT allow
             (checked before decoding); a URL does not deliver within FETCH_SECONDS; an array of another shape, type or range.
     """
-    name = _name(source)
+    name = image_name(source)
     if isinstance(source, str) and source.lower().startswith(('http://', 'https://')):
         source = _fetch(source, name)
     elif isinstance(source, str | os.PathLike):
         source = _read(source, name)
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with _quiet:
         try:
             return _to_rgb(_to_pil(source, name), name)
         except ImageError:
@@ -92,10 +114,10 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
         ImageError: there is no such folder, or no image in it.
     """
     if not os.fspath(folder) or not (root := Path(folder).expanduser()).is_dir():     # Path('') is the current folder
-        raise ImageError(f'{_name(folder)}: is no folder; give a folder of images')
+        raise ImageError(f'{image_name(folder)}: is no folder; give a folder of images')
     found = sorted(_walk(root))
     if not found:
-        raise ImageError(f'{_name(folder)}: holds no image; looked for files ending in {", ".join(SUFFIXES)}')
+        raise ImageError(f'{image_name(folder)}: holds no image; looked for files ending in {", ".join(SUFFIXES)}')
     return found
 
 
@@ -108,7 +130,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _name(source: Any) -> str:
+def image_name(source: Any) -> str:
     """What messages call the source: one line of bounded length."""
     if isinstance(source, Image.Image):
         source = getattr(source, 'filename', '') or f'PIL image of mode {source.mode}'
@@ -223,6 +245,8 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
                          f'give a JPEG, PNG, WebP, GIF, TIFF or BMP file') from None
     except Image.DecompressionBombError as error:
         raise ImageError(f'{name}: is too large to be decoded safely ({error}); make a smaller copy of the image') from None
+    if image.format == 'JPEG' and (scans := data.count(b'\xff\xda')) > MAX_SCANS:   # each is decoded over the whole image
+        raise ImageError(f'{name}: has {scans} scans, more than the {MAX_SCANS} allowed; save it again as JPEG or PNG')
     if image.format == 'EPS':   # a program, which Pillow would have Ghostscript run
         raise ImageError(f'{name}: is PostScript, which is not run; save it as PNG')
     return image
@@ -289,5 +313,8 @@ def _grey_to_8_bits(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f'{name}: has pixels that are infinite or not a number; replace them by grey values')
     ranges = {'I': (255, 65535), 'F': (1, 255, 65535)}.get(image.mode, (65535,))
     low, high = next(((0, top) for top in ranges if low >= 0 and high <= top), (low, high))
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-300))
-    return Image.fromarray(scaled.round().astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), BAND_ROWS):      # in float64 all rows at once would take many times the image's own memory
+        band = values[start:start + BAND_ROWS].astype(np.float64)
+        grey[start:start + BAND_ROWS] = ((band - low) * (255 / max(high - low, 1e-300))).round()
+    return Image.fromarray(grey)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -36,7 +37,8 @@ def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, wo
         workers: processes that decode; 0 decodes in this one.
 
     Raises:
-        ValueError: there is no such data, or it has a class that the classifier has not.
+        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened.
+        RuntimeError: a logit is infinite or not a number.
     """
     dataset = open_split(data, train=False, transform=classifier.preprocess)
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
@@ -61,11 +63,17 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], bf
         model: (N, 3, H, W) -> logits (N, classes), in evaluation mode.
         batches: of model input and int64 labels (N,).
         bf16: compute in mixed precision.
+
+    Raises:
+        RuntimeError: a logit is infinite or not a number.
     """
     top1 = top5 = 0
     for x, y in batches:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             logits = model(x)
+        if not logits.isfinite().all():
+            raise RuntimeError(f'the model gives {logits[~logits.isfinite()][0].item()} for a logit, which is no score; its weights or the '
+                               f'type it computes in ({logits.dtype}) are wrong')
         right = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         top1, top5 = top1 + right[:, 0].sum().item(), top5 + right.any(1).sum().item()
     return top1, top5
@@ -79,12 +87,26 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
 
 
 def _match_classes(classes: list[str], classifier: Classifier, data: str | Path) -> list[int]:
-    """The classifier's index of each class of a data set."""
-    known = {label: index for index, label in enumerate(classifier.labels)}
-    cfg = classifier.model.pretrained_cfg
-    card = cards().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
-    known |= {label_id: index for index, label_id in enumerate(card.label_ids or ())} if card else {}
+    """The classifier's index of each class of a data set: by position where all names are the same, else by name or by WordNet id."""
+    if tuple(classes) == classifier.labels:
+        return list(range(len(classes)))
+    known: dict[str, list[int]] = {}
+    for index, name in (*enumerate(classifier.labels), *enumerate(_label_ids(classifier))):
+        known.setdefault(name, []).append(index)
     if strangers := [name for name in classes if name not in known]:
         raise ValueError(f'{data}: {len(strangers)} of its {len(classes)} classes, such as {strangers[0]!r}, are none of the classifier\'s '
                          f'{len(classifier.labels)} labels, such as {classifier.labels[0]!r}; give a data set of the same classes')
-    return [known[name] for name in classes]
+    if twice := [name for name in classes if len(set(known[name])) > 1]:
+        raise ValueError(f'{data}: its class {twice[0]!r} is the name of {len(set(known[twice[0]]))} of the classifier\'s classes; '
+                         f'name the classes by WordNet id, or give all {len(classifier.labels)} in their order')
+    return [known[name][0] for name in classes]
+
+
+def _label_ids(classifier: Classifier) -> tuple[str, ...]:
+    """The WordNet id of each class, where the classes have them."""
+    cfg = getattr(classifier.model, 'pretrained_cfg', None) or {}
+    card = cards().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
+    if card and card.label_ids and len(card.label_ids) == len(classifier.labels):
+        return card.label_ids
+    imagenet = ImageNetInfo()
+    return tuple(imagenet.label_names()) if classifier.labels == tuple(imagenet.label_descriptions()) else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
 import time
 from pathlib import Path
@@ -71,6 +72,12 @@ def train(
     train_set, eval_set = (open_split(data, train=split) for split in (True, False))
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
+    if train_set.classes != eval_set.classes:
+        raise ValueError(f'{data}: its training split has other classes than its evaluation split, or in another order: '
+                         f'{_first_difference(train_set.classes, eval_set.classes)}; give splits of one data set')
+    if len(train_set) < recipe.batch_size:
+        raise ValueError(f'{data}: has {len(train_set)} training images, fewer than a batch of {recipe.batch_size}; give more, or a '
+                         f'recipe of smaller batches')
     stored_size = recipe.stored_size or recipe.input_size
     images, labels = (tensor.to(device) for tensor in stack_images(train_set, stored_size))
     eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, stored_size))
@@ -104,6 +111,9 @@ def train(
             loss.backward()
             optimizer.step()
             loss_sum += loss.detach()
+        if not loss_sum.isfinite():
+            raise RuntimeError(f'{out}: the loss of epoch {epoch + 1} is {loss_sum.item()}; train by a smaller learning rate. The '
+                               f'checkpoint of epoch {epoch} is kept')
         train_seconds = time.perf_counter() - started
         eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
         top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
@@ -127,6 +137,11 @@ def train(
     if world > 1:
         dist.destroy_process_group()
     return log
+
+
+def _first_difference(these: list[str], those: list[str]) -> str:
+    differing = next(pair for pair in itertools.zip_longest(these, those) if pair[0] != pair[1])
+    return ' and '.join('none' if name is None else repr(name) for name in differing)
 
 
 def _join_processes(device: str | torch.device | None) -> tuple[torch.device, int, int]:

@@ -370,3 +370,31 @@ def test_every_checkpoint_that_ships_loads(name):
     assert classifier.labels == card.labels or card.labels == 'imagenet-1k'
     assert classifier.preprocess(Image.new('RGB', (50, 40))).shape == card.preprocess.input_size
     assert len(classifier.classify(EXAMPLES[0])) == 5
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_is_no_number_is_an_error_of_its_image_alone(value):
+    net = igc_resnet(8, 4, 2).eval()
+
+    def preprocess(image):
+        x = torch.zeros(3, 32, 32)
+        x[0, 0, 0] = value if image.size == (5, 5) else 0
+        return x
+
+    classifier = Classifier(net, preprocess, map(str, range(10)))
+    images = [Image.new('RGB', size) for size in ((4, 4), (5, 5), (6, 6))]
+    outcomes = [outcome for _, outcome in classifier.classify_each(images, k=1)]
+    assert [isinstance(outcome, ImageError) for outcome in outcomes] == [False, True, False]
+    assert 'the model gives nan for it, which is no score' in str(outcomes[1])
+    with pytest.raises(ImageError, match='which is no score'):
+        classifier.classify(images)
+    with pytest.raises(ImageError, match='which is no score'):
+        classifier.embed(images)
+
+
+def test_a_model_of_grey_images_is_refused(tmp_path):
+    model = timm.create_model('igc_resnet20_l4m8', in_chans=1)
+    timm.models.save_for_hf(model, tmp_path / 'grey', safe_serialization=True, model_config=dict(
+        pretrained_cfg=dict(model.pretrained_cfg, input_size=(1, 32, 32), mean=(.5,), std=(.2,), tag='grey')))
+    with pytest.raises(ValueError, match=r'grey: cannot be loaded .it takes images of 1 channels, and photographs have 3'):
+        load(tmp_path / 'grey')

@@ -6,9 +6,12 @@ import itertools
 import os
 import random
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -496,3 +499,94 @@ def test_folder_without_images(tmp_path):
     for name in ('notes.txt', 'missing'):
         with one_line(name, 'is no folder'):
             find_images(tmp_path / name)
+
+
+def progressive_jpeg(scans):
+    """One whose last scan is repeated."""
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert('RGB').save(file, 'JPEG', progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b'\xff\xda')
+    return data[:-2] + data[last:-2] * (scans - data.count(b'\xff\xda')) + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    assert open_image(progressive_jpeg(100)).size == (64, 64)
+    with pytest.raises(ImageError, match='has 5000 scans, more than the 100 allowed'):
+        open_image(progressive_jpeg(5000))
+
+
+PEAK = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from igczoo.inference.photograph import open_image
+kind, side = sys.argv[1], 4000
+if kind == 'grey':
+    image, suffix = Image.fromarray(np.zeros((side, side), np.uint16)), 'PNG'
+elif kind == 'float':
+    image, suffix = Image.fromarray(np.zeros((side, side), np.float32)), 'TIFF'
+else:
+    image, suffix = Image.new(kind, (side, side)), 'PNG'
+file = io.BytesIO()
+image.save(file, suffix, **(dict(compression='tiff_deflate') if suffix == 'TIFF' else {}))
+data = file.getvalue()
+del image, file
+import gc; gc.collect()
+with open('/proc/self/clear_refs', 'w') as refs:
+    refs.write('5')     # the peak so far is forgotten
+def status(key):
+    return int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith(key))) * 1024
+before = status('VmRSS')
+result = open_image(data)
+print((status('VmHWM') - before) / (3 * side * side))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/clear_refs'), reason='reads the peak of memory from /proc')
+@pytest.mark.parametrize('kind', ['grey', 'float', 'RGBA', 'LA', 'RGB', 'L'])
+def test_memory_is_at_most_six_times_that_of_the_pixels(kind):
+    done = subprocess.run([sys.executable, '-c', PEAK, kind], capture_output=True, text=True, cwd=Path(photograph.__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 6
+
+
+def test_grey_values_are_scaled_as_all_at_once():
+    values = np.random.default_rng(0).integers(0, 65536, (200, 30)).astype(np.uint16)
+    found = np.asarray(open_image(Image.fromarray(values)))
+    assert np.array_equal(found, np.repeat((values.astype(np.float64) * (255 / 65535)).round().astype(np.uint8)[..., None], 3, 2))
+
+
+class Meeting(Image.Image):
+    """An image whose pixels come only while another thread decodes one too."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    def load(self):
+        self.barrier.wait()
+        return super().load()
+
+
+def test_threads_decode_side_by_side_and_filters_are_as_before():
+    def work(results):
+        image = Image.new('RGB', (4, 4))
+        image.__class__ = Meeting
+        results.append(open_image(image).size)
+
+    before, results = list(warnings.filters), []
+    threads = [threading.Thread(target=work, args=(results,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [(4, 4)] * 2 and warnings.filters == before
+
+
+def test_pipes_links_and_the_empty_name(tmp_path):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    os.mkfifo(tmp_path / 'b.png')
+    (tmp_path / 'loop').symlink_to(tmp_path)
+    (tmp_path / 'c.png').symlink_to(tmp_path / 'a.png')
+    (tmp_path / 'd.png').symlink_to(tmp_path / 'nonesuch')
+    assert [path.name for path in find_images(tmp_path)] == ['a.png', 'c.png']
+    with pytest.raises(ImageError, match="'': is no folder"):
+        find_images('')

@@ -1,12 +1,20 @@
 """Accuracy is counted right, and classes are matched by what they are called."""
+import io
+import json
+
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import nn
 
 from igczoo.inference.classifier import Classifier
+from igczoo.inference.photograph import open_image
 from igczoo.training.evaluate import count_correct, evaluate, wilson_interval
+from igczoo.training.images import open_split
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 
@@ -64,3 +72,66 @@ def test_wilson_interval_against_the_quadratic_it_solves():
     for successes, n in ((0, 5), (3, 10), (8812, 10_000), (10, 10)):
         for p in wilson_interval(successes, n):
             assert (p - successes / n) ** 2 == pytest.approx(1.959964 ** 2 * p * (1 - p) / n, abs=1e-12)
+
+
+def write(folder, names, size=4):
+    for name in names:
+        (folder / 'val' / name).mkdir(parents=True)
+        Image.new('RGB', (size, size), COLOURS['red']).save(folder / 'val' / name / '0.png')
+
+
+class Always(MeanColour):
+    """Says one class of so many."""
+
+    def __init__(self, index, classes):
+        super().__init__()
+        self.index, self.num_classes = index, classes
+
+    def forward(self, x):
+        return nn.functional.one_hot(torch.full((len(x),), self.index), self.num_classes).float() * self.one
+
+
+def test_imagenet_by_wordnet_ids(tmp_path):
+    labels = ImageNetInfo().label_descriptions()
+    write(tmp_path, ['n01440764', 'n02012849'])     # a fish, a bird: classes 0 and 134
+    for index in (0, 134):
+        assert evaluate(Classifier(Always(index, 1000), to_tensor, labels), tmp_path).accuracy.top1 == 50.
+
+
+def test_equal_names_are_told_apart_by_position(tmp_path):
+    labels = ['crane', 'crane']
+    classifier = Classifier(Always(1, 2), to_tensor, labels)
+    data = tmp_path / 'val-0.parquet'
+    file = io.BytesIO()
+    Image.new('RGB', (4, 4)).save(file, 'PNG')
+    kind = pyarrow.struct([('bytes', pyarrow.binary()), ('path', pyarrow.string())])
+    row = pyarrow.array([{'bytes': file.getvalue(), 'path': None}] * 4, kind)
+    for names, labels in ((['crane', 'crane'], [0, 1, 1, 1]), (['crane'], [0, 0, 0, 0])):
+        info = {'info': {'features': {'label': {'names': names}}}}
+        table = pyarrow.table({'image': row, 'label': labels}).replace_schema_metadata({'huggingface': json.dumps(info)})
+        pyarrow.parquet.write_table(table, data)
+        if len(names) == 2:
+            assert evaluate(classifier, tmp_path).accuracy.top1 == 75.
+        else:
+            with pytest.raises(ValueError, match="its class 'crane' is the name of 2 of the classifier's classes"):
+                evaluate(classifier, tmp_path)
+
+
+def test_logits_that_are_no_numbers(data):
+    classifier = Classifier(MeanColour(), lambda image: to_tensor(image) * float('nan'), ['red', 'green', 'blue'])
+    with pytest.raises(RuntimeError, match='the model gives nan for a logit, which is no score'):
+        evaluate(classifier, data)
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'RGBA', 'LA', 'P', 'CMYK'])
+def test_photographs_are_opened_as_the_classifier_opens_them(tmp_path, mode):
+    (tmp_path / 'val' / 'a').mkdir(parents=True)
+    grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == 'I;16' else Image.fromarray(grey).convert(
+        'RGB').convert('LA' if mode == 'LA' else mode)
+    path = tmp_path / 'val' / 'a' / f'0.{"tif" if mode == "CMYK" else "png"}'
+    image.save(path)
+    found, _ = open_split(tmp_path, train=False)[0]
+    assert np.array_equal(np.asarray(found), np.asarray(open_image(path)))
+    if mode == 'I;16':
+        assert np.array_equal(np.asarray(found)[..., 0], grey)

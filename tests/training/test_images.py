@@ -1,6 +1,7 @@
 """Data sets: each layout gives the same images and labels; what is no data set is named."""
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from igczoo.inference.photograph import ImageError
 from igczoo.training.images import ParquetImages, open_split, stack_images
 
 CLASSES = ['cat', 'dog']
@@ -108,3 +110,51 @@ def test_what_is_no_data_set_is_named(tmp_path, pictures):
     (tmp_path / 'broken.parquet').write_bytes(b'PAR1 nothing else')
     with pytest.raises(ValueError, match=r'broken\.parquet: is no Parquet file'):
         open_split(tmp_path / 'broken.parquet', train=False)
+
+
+def test_a_split_without_labels_is_passed_over(tmp_path, pictures):
+    write_parquet(tmp_path / 'test-00000-of-00001.parquet', [(image, -1) for image, _ in pictures])
+    with pytest.raises(ValueError, match=r'test-00000-of-00001.parquet, row 0: has label -1 .*; with \d+ classes it must be 0 to'):
+        open_split(tmp_path, train=False)
+    write_parquet(tmp_path / 'validation-00000-of-00001.parquet', pictures[:2])
+    assert open_split(tmp_path, train=False).targets == [label for _, label in pictures[:2]]
+
+
+@pytest.mark.parametrize(('label', 'found'), [(99, 'has label 99'), (None, 'has no label')])
+def test_labels_that_are_none_of_the_classes(tmp_path, pictures, label, found):
+    write_parquet(tmp_path / 'train-0.parquet', [pictures[0], (pictures[1][0], label)])
+    with pytest.raises(ValueError, match=f'train-0.parquet, row 1: {found}; with'):
+        open_split(tmp_path, train=True)
+
+
+def test_no_rows(tmp_path):
+    write_parquet(tmp_path / 'train-0.parquet', [])
+    with pytest.raises(ValueError, match=r'train-0\.parquet: has no rows'):
+        open_split(tmp_path, train=True)
+
+
+def test_shards_of_other_classes(tmp_path, pictures, monkeypatch):
+    write_parquet(tmp_path / 'train-0.parquet', pictures)
+    monkeypatch.setitem(globals(), 'CLASSES', CLASSES[::-1])
+    write_parquet(tmp_path / 'train-1.parquet', pictures)
+    with pytest.raises(ValueError, match=r'train-1.parquet: has other classes than .*train-0.parquet, or the same in another order'):
+        open_split(tmp_path, train=True)
+
+
+def test_a_damaged_row_is_named(tmp_path, pictures, monkeypatch):
+    write_parquet(tmp_path / 'train-0.parquet', pictures[:2])
+    monkeypatch.setitem(globals(), 'png', lambda image: b'damaged')
+    write_parquet(tmp_path / 'train-1.parquet', pictures[:2])
+    dataset = open_split(tmp_path, train=True)
+    assert dataset[1][1] == pictures[1][1]
+    with pytest.raises(ImageError, match=r'train-1.parquet, row 1: .*is no image that Pillow can read'):
+        dataset[3]
+
+
+def test_pipes_and_loops_in_class_folders(tmp_path, pictures):
+    folder = tmp_path / 'train' / 'a'
+    folder.mkdir(parents=True)
+    pictures[0][0].save(folder / '0.png')
+    os.mkfifo(folder / '1.png')
+    (folder / 'again').symlink_to(folder)
+    assert len(open_split(tmp_path, train=True)) == 1

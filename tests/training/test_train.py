@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,3 +204,29 @@ def test_the_tiny_imagenet_twins_differ_in_the_model_and_the_schedules_length():
     igc, regular = (find_recipe(f'tinyimagenet_{name}') for name in ('igcnet18', 'regconv18'))
     assert regular == dataclasses.replace(igc, model='igc_regconv18_c64', epochs=regular.epochs, growth=regular.growth)
     assert regular.epochs < igc.epochs and [regular.size_at(epoch) for epoch in range(11)] == [igc.size_at(epoch) for epoch in range(11)]
+
+
+def test_splits_of_other_classes_are_refused_before_anything_is_written(data, tmp_path):
+    shutil.copytree(data, tmp_path / 'data')
+    (tmp_path / 'data' / 'test' / 'class3').rename(tmp_path / 'data' / 'test' / 'class99')
+    with pytest.raises(ValueError, match="other classes than its evaluation split, or in another order: 'class3' and 'class4'; give"):
+        train(RECIPE, tmp_path / 'data', tmp_path / 'out', device='cpu')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_fewer_images_than_a_batch_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match='has 40 training images, fewer than a batch of 64'):
+        train(dataclasses.replace(RECIPE, batch_size=64), data, tmp_path / 'out', device='cpu')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(data, tmp_path):
+    train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path / 'out', device='cpu')
+    checkpoint = tmp_path / 'out' / 'checkpoint.pt'
+    state = torch.load(checkpoint)
+    state['net']['stem.conv.weight'][0, 0, 0, 0] = float('nan')
+    torch.save(state, checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(RuntimeError, match=r'the loss of epoch 2 is nan; .* The checkpoint of epoch 1 is kept'):
+        train(dataclasses.replace(RECIPE, epochs=2), data, tmp_path / 'out', device='cpu')
+    assert checkpoint.read_bytes() == before
