@@ -31,8 +31,13 @@ MAX_REDIRECTS = 5
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 MEANING = {
     401: 'no such repository, or a private one that asks for a token (HF_TOKEN)',
-    403: 'the token (HF_TOKEN) gives no access to it',
+    403: 'refused; a gated repository asks for a token (HF_TOKEN) of somebody who has been let in',
     404: 'the repository, its revision or the file is not there',
+    407: 'the proxy asks for a name and password; give them in the address of the proxy',
+}
+MEANING_WITH_TOKEN = {
+    401: 'the token (HF_TOKEN) is not accepted: it may have expired; or there is no such repository',
+    403: 'the token (HF_TOKEN) gives no access to it',
 }
 
 
@@ -111,7 +116,7 @@ def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: st
         return 'an earlier download'
     asked = {'Range': f'bytes={have}-'} if 0 < have < size else {}
     with closing(_answer(url, {**headers, **asked, 'Accept-Encoding': 'identity'})) as answer:
-        _check_status(url, answer, have)
+        _check_status(url, answer, have, any(name.lower() == 'authorization' for name in headers))
         start = have if answer.status == 206 else 0
         total = None if answer.length is None else start + answer.length
         announced, kind = max(total or 0, _number(answer.headers.get('X-Linked-Size'))), answer.headers.get_content_type()
@@ -209,7 +214,7 @@ def _follow(url: str, headers: dict[str, str]) -> HTTPResponse:
     raise DownloadError(f'{asked}: more than {MAX_REDIRECTS} redirects')
 
 
-def _check_status(url: str, answer: HTTPResponse, have: int) -> None:
+def _check_status(url: str, answer: HTTPResponse, have: int, with_token: bool) -> None:
     status, given = answer.status, answer.headers.get('Content-Range', '')
     if status == 416 or (status == 206 and not given.startswith(f'bytes {have}-')):
         raise _WrongBytes(f'{url}: asked for the bytes from {have} on, got HTTP {status} with {given!r}')
@@ -221,7 +226,8 @@ def _check_status(url: str, answer: HTTPResponse, have: int) -> None:
     if status == 404:
         raise NotThereError(f'{url}: HTTP 404, {MEANING[404]}')
     if status not in (200, 206):
-        raise DownloadError(f'{url}: HTTP {status}, {MEANING.get(status, "which is no file")}')
+        meaning = MEANING | MEANING_WITH_TOKEN if with_token else MEANING
+        raise DownloadError(f'{url}: HTTP {status}, {meaning.get(status, "which is no file")}')
 
 
 def _words(error: object) -> str:

@@ -13,7 +13,7 @@ from textwrap import shorten
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HTTPError  # of the HTTP library that this version of huggingface_hub uses
-from huggingface_hub.utils import HFValidationError, build_hf_headers, validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -21,7 +21,7 @@ from ..nets.families import build
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
 from .download import DownloadError, download
 from .model_card import config_json, count_params, model_card
-from .store import StoreError, fetch
+from .store import StoreError, fetch, hub_headers
 
 __all__ = ['File', 'Publication', 'PublishError', 'publish']
 
@@ -145,7 +145,7 @@ def _verify(card: Card, to: str, repo: str, files: tuple[File, ...]) -> None:
             for file in files:
                 if file.name != WEIGHTS:
                     url = hf_hub_url(repo, file.name, revision=card.revision, endpoint=constants.ENDPOINT)
-                    download(url, Path(cache) / file.name, file.size, _sha256_of, file.sha256, build_hf_headers(), file.name)
+                    download(url, Path(cache) / file.name, file.size, _sha256_of, file.sha256, hub_headers(), file.name)
     except (StoreError, DownloadError, OSError) as error:
         raise PublishError(f'{repo} at {card.revision} could not be verified, so the card stays as it was: {error}') from None
 

@@ -25,14 +25,15 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import HFValidationError, build_hf_headers, validate_repo_id
+from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..files import replacing
 from .card import Card, weights_folder
 from .download import DownloadError, NotThereError, download
 
-__all__ = ['SOURCES', 'Copy', 'StoreError', 'check_safetensors', 'fetch', 'locate']
+__all__ = ['SOURCES', 'Copy', 'StoreError', 'check_safetensors', 'fetch', 'hub_headers', 'locate']
 
 SOURCES = 'bundled', 'cache', 'hub', 'origin'
 NAMESPACE = 'igczoo'        # on the hub, unless IGCZOO_HUB says otherwise
@@ -152,17 +153,23 @@ class _Shelf:
         return dict.fromkeys([self.card.revision or 'main', 'main'])
 
     def copies(self) -> Iterator[Path]:
+        """Ours, then huggingface_hub's: of the revisions asked for, then of any other that somebody has fetched."""
         yield self.folder / FILE
-        for revision in () if self.card.origin else self.revisions:
-            path = try_to_load_from_cache(self.repo, FILE, cache_dir=self.cache, revision=revision)
-            if isinstance(path, str):
-                yield Path(path)
+        if self.card.origin:
+            return
+        found = (try_to_load_from_cache(self.repo, FILE, cache_dir=self.cache, revision=revision) for revision in self.revisions)
+        snapshots = self.cache / repo_folder_name(repo_id=self.repo, repo_type='model') / 'snapshots'
+        yield from dict.fromkeys(Path(path) for path in (*found, *sorted(snapshots.glob(f'*/{FILE}'))) if isinstance(path, str | Path))
 
     def verified(self, drop: bool = False) -> tuple[Path | None, list[str]]:
         """A good copy or None, and what is wrong with the others; those are removed where ``drop``."""
         expected, bad = self.expected, []
         for path in self.copies():
-            found = _digest(path, expected, self.record)
+            try:
+                found = _digest(path, expected, self.record)
+            except OSError as error:    # of another user, who keeps it to himself
+                bad.append(f'{path} cannot be read: {error.strerror}')
+                continue
             if found and found == expected:
                 return path, bad
             if found is not None:
@@ -222,7 +229,7 @@ def _from_cache(shelf: _Shelf) -> Path:
 
 def _from_hub(shelf: _Shelf) -> Path:
     def bring(part: Path) -> None:
-        card, headers = shelf.card, build_hf_headers(library_name='igczoo')
+        card, headers = shelf.card, hub_headers()
         if card.size is None:
             raise DownloadError('the card gives no size to bound a download by')
         for revision in shelf.revisions:
@@ -234,6 +241,12 @@ def _from_hub(shelf: _Shelf) -> Path:
         raise missing
 
     return _fill(shelf, bring)
+
+
+def hub_headers() -> dict[str, str]:
+    """The headers of a request to the hub; huggingface_hub's own function for that asks the hub for something else first, unbounded."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {'User-Agent': 'igczoo'} | (dict(authorization=f'Bearer {token}') if token else {})
 
 
 def _from_origin(shelf: _Shelf) -> Path:

@@ -711,3 +711,59 @@ def test_check_safetensors(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(StoreError, match='is no safetensors file'):
         check_safetensors(path)
+
+
+# --- copies that somebody put there beforehand, and what refusals mean ---
+
+def put(world, commit: str, data: bytes) -> Path:
+    """A copy as huggingface_hub lays it, of a commit that no reference names."""
+    repo = world.cache / f'models--igczoo--{NAME}'
+    blob = repo / 'blobs' / hashlib.sha256(data).hexdigest()
+    link = repo / 'snapshots' / commit / 'model.safetensors'
+    for path in (blob, link):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(data)
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    return link
+
+
+def test_a_copy_of_any_commit_is_found_offline(world, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    put(world, 'a' * 40, b'another version')
+    right = put(world, 'b' * 40, PAYLOAD)
+    assert fetch(world.card) == right
+    assert not world.hub.requests and (world.cache / f'models--igczoo--{NAME}' / 'snapshots' / ('a' * 40)).exists()
+
+
+def test_a_copy_that_cannot_be_read_does_not_end_the_search(world, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    unreadable, right = put(world, 'a' * 40, b'another version'), put(world, 'b' * 40, PAYLOAD)
+    digest = store._digest
+
+    def guarded(path, *args):
+        if path == unreadable:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return digest(path, *args)
+
+    monkeypatch.setattr(store, '_digest', guarded)
+    assert fetch(world.card) == right
+
+
+@pytest.mark.parametrize(('fault', 'token', 'message'), [
+    ('401', None, 'HTTP 401, no such repository, or a private one that asks for a token'),
+    ('401', 'hf_old', r'HTTP 401, the token \(HF_TOKEN\) is not accepted: it may have expired'),
+    ('403', None, r'HTTP 403, refused; a gated repository asks for a token'),
+    ('403', 'hf_mine', r'HTTP 403, the token \(HF_TOKEN\) gives no access to it'),
+])
+def test_what_a_refusal_means(world, monkeypatch, fault, token, message):
+    if token:
+        monkeypatch.setenv('HF_TOKEN', token)
+    world.hub.fault(fault)
+    world.check_fails(message)
+    world.hub.heal()
+    world.check()
+
+
+def test_nothing_but_the_file_is_asked_for(world):
+    world.check()
+    assert [request.path for request in world.hub.requests if not request.path.startswith('/lfs/')] == [FILE]
