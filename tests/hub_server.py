@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_found(self, path: str, data: bytes, headers: dict) -> None:
         if not headers or not _is_lfs(path):
-            return self.send_file(data, headers, etag=hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest())
+            return self.send_file(data, headers, etag=_git_oid(data))
         oid = hashlib.sha256(data).hexdigest()
         linked = {'X-Linked-Size': len(data), 'X-Linked-Etag': f'"{oid}"', 'ETag': f'"{oid}"'}
         self.redirect(f'{self.hub.cdn_url}/lfs/{oid}', {**headers, **linked})
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not tree:
             return self.send_json({'id': repo, 'modelId': repo, 'sha': oid, 'private': False, 'tags': [],
                                    'siblings': [{'rfilename': path} for path in files]})
-        entries = [{'type': 'file', 'path': path, 'size': len(data), 'oid': hashlib.sha1(data).hexdigest()} for path, data in files.items()]
+        entries = [{'type': 'file', 'path': path, 'size': len(data), 'oid': _git_oid(data)} for path, data in files.items()]
         for entry in entries:
             if _is_lfs(entry['path']):
                 entry['lfs'] = {'oid': _oid(entry['path'], files[entry['path']]), 'size': entry['size'], 'pointerSize': 130}
@@ -251,12 +251,12 @@ class _Handler(BaseHTTPRequestHandler):
     def redirect(self, target: str, headers: dict | None = None) -> None:
         self.send_head(302, {'Location': target, 'Content-Length': 0, **(headers or {})})
 
-    def send_part(self, data: bytes, end: int) -> int:
+    def send_part(self, data: bytes, end: int, repo: dict) -> int:
         """The head of the whole answer (or of the part asked for) and the bytes up to ``end``; gives the first byte asked for."""
         match = re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))
         start = int(match[1]) if match else 0
         ranged = {'Content-Range': f'bytes {start}-{len(data) - 1}/{len(data)}'} if match else {}
-        self.send_head(206 if match else 200, {'Content-Length': len(data) - start, 'ETag': '"x"', **ranged})
+        self.send_head(206 if match else 200, {'Content-Length': len(data) - start, **repo, **ranged})
         self.wfile.write(data[start:max(start, end)])
         self.close_connection = True
         return start
@@ -280,7 +280,11 @@ def _is_lfs(path: str) -> bool:
 
 
 def _oid(path: str, data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest() if _is_lfs(path) else hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
+    return hashlib.sha256(data).hexdigest() if _is_lfs(path) else _git_oid(data)
+
+
+def _git_oid(data: bytes) -> str:
+    return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
 
 
 def _flip(data: bytes) -> bytes:
@@ -292,12 +296,12 @@ def _status(status: int, code: str | None = None, **headers):
 
 
 def _reset(http, data, repo, at: float = 0.5):
-    http.send_part(data, int(len(data) * at))
+    http.send_part(data, int(len(data) * at), repo)
     http.reset()
 
 
 def _stall(http, data, repo):
-    http.send_part(data, len(data) // 2)
+    http.send_part(data, len(data) // 2, repo)
     http.hub.closing.wait(60)
 
 
@@ -307,7 +311,7 @@ def _silence(http, data, repo):
 
 
 def _drip(http, data, repo, interval: float = 0.02, step: int = 1):
-    start = http.send_part(data, 0)
+    start = http.send_part(data, 0, repo)
     http.drip(data[start:], interval, step)
 
 
@@ -349,7 +353,7 @@ FAULTS = {
     '416': _status(416), '429': _status(429), '500': _status(500), '503': _status(503),
     'retry after 1 s': _status(429, Retry_After=1), 'retry after an hour': _status(503, Retry_After=3600),
     'reset': _reset, 'reset at once': lambda http, data, repo: http.reset(),
-    'truncated': lambda http, data, repo: http.send_part(data, len(data) // 2),
+    'truncated': lambda http, data, repo: http.send_part(data, len(data) // 2, repo),
     'flipped': lambda http, data, repo: http.send_file(_flip(data)),
     'html': lambda http, data, repo: http.send_file(HTML, {'Content-Type': 'text/html; charset=utf-8'}),
     'html of the same size': lambda http, data, repo: http.send_file(HTML.ljust(len(data)), {'Content-Type': 'text/html'}),
@@ -361,6 +365,6 @@ FAULTS = {
     'linked too long': lambda http, data, repo: http.send_file(data, {'X-Linked-Size': 10 ** 12}),
     'endless': _endless, 'no length': _bare, 'gzip': _gzipped,
     'no ranges': lambda http, data, repo: http.send_file(data, ranges=False), 'wrong range': _wrong_range,
-    'redirect': lambda http, data, repo, to: http.redirect(to),
+    'redirect': lambda http, data, repo, to: http.redirect(to, repo),
     'redirect loop': lambda http, data, repo: http.redirect(http.path),
 }

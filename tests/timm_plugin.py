@@ -28,7 +28,8 @@ def pytest_configure(config):
     """The authors' checkpoints, which pretrained=True would fetch, are stood in for by files served here."""
     server = HubServer().__enter__()
     folder = tempfile.TemporaryDirectory()
-    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ['IGCZOO_ORIGIN'] = folder.name, False, server.url
+    constants.HF_HUB_CACHE = constants.HF_ASSETS_CACHE = folder.name
+    constants.HF_HUB_OFFLINE, os.environ['IGCZOO_ORIGIN'] = False, server.url
     for name, card in cards().items():
         if card.origin:
             cards()[name] = stand_in(server, card.model)[0]

@@ -1,11 +1,13 @@
 """One file over HTTP onto the disk: bounded in time and size, resumed, checked.
 
 Why not `hf_hub_download`: it checks no digest, makes a path of the server's ETag, waits minutes for a silent server and an hour where
-Retry-After says so, and gives up at a reset. Why `urllib`: huggingface_hub's HTTP library is requests, httpx or httpx2, depending on its
-version; the standard library works beside each and adds no dependency. HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE mean what they usually do.
+Retry-After says so, and gives up at a reset; none of that can be had otherwise from outside. Why `urllib`: huggingface_hub's HTTP library
+is requests, httpx or httpx2, depending on its version; the standard library works beside each and adds no dependency. HTTPS_PROXY,
+HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE mean what they usually do.
 """
 from __future__ import annotations
 
+import os
 import queue
 import re
 import threading
@@ -13,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +23,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
-__all__ = ['DownloadError', 'NotThereError', 'download']
+__all__ = ['DownloadError', 'NotThereError', 'WrongFileError', 'download']
 
 PATIENCE = 9.           # seconds for an answer (DNS, every address of the host, TLS, redirects), and for each further stretch of its body
 MIN_RATE = 5_000        # bytes a second that such a stretch must have
@@ -49,7 +52,7 @@ class NotThereError(DownloadError):
     """The server says that there is no such file."""
 
 
-class _WrongBytes(DownloadError):
+class WrongFileError(DownloadError):
     """Something came, and it is not the file."""
 
 
@@ -61,7 +64,16 @@ class _Interrupted(Exception):
         self.pause = pause
 
 
-def download(url: str, path: Path, size: int, digest: Callable[[Path], str], expected: str, headers: dict[str, str], label: str) -> None:
+def download(
+        url: str,
+        path: Path,
+        size: int,
+        digest: Callable[[Path], str],
+        expected: str,
+        headers: dict[str, str],
+        label: str,
+        check: Callable[[Message], None] | None = None,
+) -> None:
     """Bring the file at ``url`` to ``path``.
 
     Wrong bytes are removed and the file fetched once more. Resets, stalls, cut bodies and passing server errors are tried again a few
@@ -74,6 +86,7 @@ def download(url: str, path: Path, size: int, digest: Callable[[Path], str], exp
         digest: gives the digest of a file.
         expected: what ``digest`` must give.
         label: of the progress bar, which shows on a terminal only.
+        check: sees the headers of the address itself, before any redirect, and may raise WrongFileError; so far nothing is stored.
 
     Raises:
         NotThereError: HTTP 404.
@@ -82,23 +95,23 @@ def download(url: str, path: Path, size: int, digest: Callable[[Path], str], exp
     """
     for last in (False, True):
         try:
-            kind = _transfer(url, path, size, headers, label)
+            kind = _transfer(url, path, size, headers, label, check)
             if (found := digest(path)) == expected:
                 return
-            raise _WrongBytes(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
+            raise WrongFileError(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
                               f'not {size:,} bytes with digest {expected}')
-        except _WrongBytes:
+        except WrongFileError:
             path.unlink(missing_ok=True)
             if last:
                 raise
 
 
-def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: str) -> str:
+def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None) -> str:
     """Make attempts until the server has no more to give; what it called its type. Progress makes up for earlier failures."""
     best, since, failures = _size(path), time.monotonic(), 0
     while True:
         try:
-            return _attempt(url, path, size, headers, label)
+            return _attempt(url, path, size, headers, label, check)
         except _Interrupted as error:
             now = time.monotonic()
             if _size(path) - best >= MIN_RATE * PATIENCE:
@@ -110,18 +123,22 @@ def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: s
             time.sleep(pause)
 
 
-def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: str) -> str:
+def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None) -> str:
     have = _size(path)
-    if have == size:
-        return 'an earlier download'
+    if have == size:    # whole, perhaps; the server still has to say what it is
+        have -= 1
+        os.truncate(path, have)
     asked = {'Range': f'bytes={have}-'} if 0 < have < size else {}
-    with closing(_answer(url, {**headers, **asked, 'Accept-Encoding': 'identity'})) as answer:
-        _check_status(url, answer, have, any(name.lower() == 'authorization' for name in headers))
+    first, answer, where = _answer(url, {**headers, **asked, 'Accept-Encoding': 'identity'})
+    with closing(answer):
+        _check_status(url, where, answer, have, any(name.lower() == 'authorization' for name in headers))
+        if check:
+            check(first)
         start = have if answer.status == 206 else 0
         total = None if answer.length is None else start + answer.length
-        announced, kind = max(total or 0, _number(answer.headers.get('X-Linked-Size'))), answer.headers.get_content_type()
+        announced, kind = max(total or 0, _number(first.get('X-Linked-Size'))), answer.headers.get_content_type()
         if announced > size:
-            raise _WrongBytes(f'{url} announces {announced:,} bytes of {kind}, not {size:,}')
+            raise WrongFileError(f'{url} announces {announced:,} bytes of {kind}, not {size:,}')
         with (open(path, 'ab' if start else 'wb') as file,
               tqdm(total=size, initial=start, unit='B', unit_scale=True, desc=label, leave=False, disable=None) as bar):
             try:
@@ -132,6 +149,7 @@ def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: st
                 if total != size:   # nothing says that this was the beginning of the file
                     file.truncate(0)
                 raise
+            os.fsync(file.fileno())
         return kind
 
 
@@ -157,26 +175,29 @@ def _receive(answer: HTTPResponse, limit: int, file: BinaryIO, bar: tqdm) -> int
     return count
 
 
-def _answer(url: str, headers: dict[str, str]) -> HTTPResponse:
-    """The answer behind all redirects. A thread asks, because neither the look-up of a name nor the sum of all steps has a time limit."""
+def _answer(url: str, headers: dict[str, str]) -> tuple[Message, HTTPResponse, str]:
+    """The headers of the first answer, the answer behind all redirects, and which host gave it, in words.
+
+    A thread asks, because neither the look-up of a name nor the sum of all steps has a time limit.
+    """
     answers: queue.SimpleQueue = queue.SimpleQueue()
-    too_late = threading.Event()
+    too_late, trail = threading.Event(), [url]
 
     def ask():
         try:
-            answer = _follow(url, headers)
+            found = _follow(trail, headers)
         except Exception as error:  # the thread that waits raises it
-            answer = error
-        answers.put(answer)
-        if too_late.is_set() and isinstance(answer, HTTPResponse):
-            answer.close()
+            return answers.put(error)
+        answers.put(found)
+        if too_late.is_set():
+            found[1].close()
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=PATIENCE)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        found = answers.get(timeout=PATIENCE)
+        if isinstance(found, Exception):
+            raise found
+        return *found, _where(trail)
     except queue.Empty:
         too_late.set()
         reason: object = TimeoutError()
@@ -185,8 +206,11 @@ def _answer(url: str, headers: dict[str, str]) -> HTTPResponse:
     except ValueError as error:
         raise DownloadError(f'{url}: {error}') from None
     if isinstance(reason, TimeoutError):
-        raise DownloadError(f'{url}: no answer within {PATIENCE:g} s; check the network')
-    raise _Interrupted(f'no HTTP answer ({_words(reason)})')
+        raise DownloadError(f'{url}: no answer{_where(trail)} within {PATIENCE:g} s; check the network')
+    if refused := re.match(r'Tunnel connection failed: (\d+)', str(reason)):
+        status = int(refused[1])
+        raise DownloadError(f'{url}: HTTP {status}{_where(trail)}, {MEANING[407] if status == 407 else "it refuses to connect"}')
+    raise _Interrupted(f'no HTTP answer{_where(trail)} ({_words(reason)})')
 
 
 class _AsIs(urllib.request.HTTPErrorProcessor):
@@ -198,36 +222,54 @@ class _AsIs(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
-def _follow(url: str, headers: dict[str, str]) -> HTTPResponse:
-    opener, asked = urllib.request.build_opener(_AsIs), url
+def _follow(trail: list[str], headers: dict[str, str]) -> tuple[Message, HTTPResponse]:
+    """The headers of the first answer, and the last answer. ``trail`` has the address, and gets those it is redirected to."""
+    opener, first = urllib.request.build_opener(_AsIs, urllib.request.ProxyHandler(_proxies())), None
     for _ in range(MAX_REDIRECTS + 1):
+        url = trail[-1]
         if urlsplit(url).scheme not in ('http', 'https'):
-            raise DownloadError(f'{asked}: {url!r} is no http or https address')
+            raise DownloadError(f'{trail[0]}: {url!r} is no http or https address')
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE)
+        first = first or answer.headers
         if answer.status not in (301, 302, 303, 307, 308):
-            return answer
+            return first, answer
         answer.close()
         target = urljoin(url, answer.headers.get('Location', ''))
         if urlsplit(target)[:2] != urlsplit(url)[:2]:   # scheme, host and port
             headers = {name: value for name, value in headers.items() if name.lower() != 'authorization'}
-        url = target
-    raise DownloadError(f'{asked}: more than {MAX_REDIRECTS} redirects')
+        trail.append(target)
+    raise DownloadError(f'{trail[0]}: more than {MAX_REDIRECTS} redirects')
 
 
-def _check_status(url: str, answer: HTTPResponse, have: int, with_token: bool) -> None:
+def _proxies() -> dict[str, str]:
+    """By scheme. urllib itself makes nothing of ALL_PROXY."""
+    proxies = urllib.request.getproxies()
+    every = proxies.get('all')
+    return {'http': every, 'https': every} | proxies if every else proxies
+
+
+def _where(trail: list[str]) -> str:
+    """Who answers or does not, unless it is the host of the first address itself."""
+    scheme, host = urlsplit(trail[-1])[:2]
+    proxy = None if urllib.request.proxy_bypass(host) else _proxies().get(scheme)
+    redirected = '' if host == urlsplit(trail[0])[1] else f' from {host}'
+    return redirected + (f' through the proxy {urlsplit(proxy)[1].rpartition("@")[2] or proxy}' if proxy else '')
+
+
+def _check_status(url: str, where: str, answer: HTTPResponse, have: int, with_token: bool) -> None:
     status, given = answer.status, answer.headers.get('Content-Range', '')
     if status == 416 or (status == 206 and not given.startswith(f'bytes {have}-')):
-        raise _WrongBytes(f'{url}: asked for the bytes from {have} on, got HTTP {status} with {given!r}')
+        raise WrongFileError(f'{url}: asked for the bytes from {have} on, got HTTP {status} with {given!r}')
     if status in TRANSIENT:
         pause = _number(answer.headers.get('Retry-After'))
         if pause > MAX_PAUSE:
-            raise DownloadError(f'{url}: HTTP {status}, and the server asks to come back in {pause} s')
-        raise _Interrupted(f'HTTP {status}', pause)
+            raise DownloadError(f'{url}: HTTP {status}{where}, and the server asks to come back in {pause} s')
+        raise _Interrupted(f'HTTP {status}{where}', pause)
     if status == 404:
-        raise NotThereError(f'{url}: HTTP 404, {MEANING[404]}')
+        raise NotThereError(f'{url}: HTTP 404{where}, {MEANING[404]}')
     if status not in (200, 206):
         meaning = MEANING | MEANING_WITH_TOKEN if with_token else MEANING
-        raise DownloadError(f'{url}: HTTP {status}, {meaning.get(status, "which is no file")}')
+        raise DownloadError(f'{url}: HTTP {status}{where}, {meaning.get(status, "which is no file")}')
 
 
 def _words(error: object) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError  # of the HTTP library that this version of huggingface_hub uses
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
@@ -19,9 +19,11 @@ from safetensors.torch import load
 
 from ..nets.families import build
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
-from .download import DownloadError, download
+from .digests import sha256
+from .download import DownloadError
+from .hub import download_from_hub
 from .model_card import config_json, count_params, model_card
-from .store import StoreError, fetch, hub_headers
+from .store import StoreError, fetch
 
 __all__ = ['File', 'Publication', 'PublishError', 'publish']
 
@@ -144,15 +146,10 @@ def _verify(card: Card, to: str, repo: str, files: tuple[File, ...]) -> None:
             fetch(card, sources=['hub'], cache_dir=cache, namespace=to)
             for file in files:
                 if file.name != WEIGHTS:
-                    url = hf_hub_url(repo, file.name, revision=card.revision, endpoint=constants.ENDPOINT)
-                    download(url, Path(cache) / file.name, file.size, _sha256_of, file.sha256, hub_headers(), file.name)
+                    download_from_hub(repo, file.name, card.revision, Path(cache) / file.name, file.size, sha256, file.sha256)
     except (StoreError, DownloadError, OSError) as error:
         raise PublishError(f'{repo} at {card.revision} could not be verified, so the card stays as it was: {error}') from None
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _sha256_of(path: Path) -> str:
-    return _sha256(path.read_bytes())

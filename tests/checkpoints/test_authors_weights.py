@@ -25,6 +25,7 @@ PHOTOGRAPH = Path(__file__).parents[2] / 'examples' / 'school_bus.jpg'
 def serve(monkeypatch, tmp_path):
     """Serve random weights of a model as its origin; gives the arrays and the server."""
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(constants, 'HF_ASSETS_CACHE', str(tmp_path / 'assets'))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     with HubServer() as server:
         monkeypatch.setenv('IGCZOO_ORIGIN', server.url)

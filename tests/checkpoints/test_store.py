@@ -20,10 +20,10 @@ import pytest
 import torch
 from filelock import FileLock
 from hub_server import HubServer
-from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub import cached_assets_path, constants, scan_cache_dir, try_to_load_from_cache
 from safetensors.torch import load_file, save
 
-from igczoo.checkpoints import download, store
+from igczoo.checkpoints import digests, download, shelves, store
 from igczoo.checkpoints.card import Card, Origin, Preprocess, write_card
 from igczoo.checkpoints.store import StoreError, check_safetensors, fetch, locate
 
@@ -58,7 +58,10 @@ class World:
         self.hub, self.folder, self.cache, self.card = hub, folder, folder / 'cache', make_card()
         self.oid = hub.add_repo(f'igczoo/{NAME}', {'model.safetensors': PAYLOAD})
         self.weights = folder / 'weights' / NAME / 'model.safetensors'
-        self.copy = self.cache / 'models--igczoo' / 'snapshots' / self.card.sha256 / 'model.safetensors'
+        self.repo, self.assets = self.cache / f'models--igczoo--{NAME}', folder / 'assets'
+        self.copy = self.repo / 'snapshots' / self.oid / 'model.safetensors'
+        self.part = self.repo / 'blobs' / f'{self.card.sha256}.incomplete'
+        self.lock = self.cache / '.locks' / self.repo.name / f'{self.card.sha256}.lock'
 
     def check(self, **options) -> Path:
         """A fetch that must work, and leave nothing behind but the right bytes."""
@@ -76,20 +79,21 @@ class World:
         return said
 
     def check_clean(self):
-        assert {path.name for path in self.folder.iterdir()} <= {'cache', 'weights'}
+        assert {path.name for path in self.folder.iterdir()} <= {'cache', 'weights', 'assets'}
         for path in self.cache.rglob('*'):
-            if path.is_file() and path.name not in ('lock', 'verified.json', 'CACHEDIR.TAG') and 'refs' not in path.parts:
+            if path.is_file() and path.suffix not in ('.lock', '.TAG') and 'refs' not in path.parts:
                 right = path.read_bytes()
-                assert right == PAYLOAD or (path.name == 'part' and PAYLOAD.startswith(right)), path
+                assert right == PAYLOAD or (path.suffix == '.incomplete' and PAYLOAD.startswith(right)), path
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(download, 'PAUSES', (0.01, 0.02, 0.04))
     monkeypatch.setattr(download, 'MIN_RATE', 50_000)
-    monkeypatch.setattr(store, '_known', {})
+    monkeypatch.setattr(digests, '_known', {})
     monkeypatch.setattr(store, 'weights_folder', lambda: tmp_path / 'weights')
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(constants, 'HF_ASSETS_CACHE', str(tmp_path / 'assets'))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     for name in ('IGCZOO_HUB', 'IGCZOO_SOURCES', 'IGCZOO_ORIGIN', 'HF_TOKEN'):
@@ -112,7 +116,7 @@ def impatient(monkeypatch):
 
 def forget(monkeypatch):
     """As if in another process."""
-    monkeypatch.setattr(store, '_known', {})
+    monkeypatch.setattr(digests, '_known', {})
 
 
 # --- faults of the hub ---
@@ -140,6 +144,7 @@ FINAL = [   # fault, options, what is said, requests
     ('too long', {}, f'announces {len(PAYLOAD) + 5000:,} bytes of application/octet-stream, not {len(PAYLOAD):,}', 2),
     ('linked too long', {}, f'announces 1,000,000,000,000 bytes .*not {len(PAYLOAD):,}', 2),
     ('wrong range', {}, 'asked for the bytes from 0 on, got HTTP 206', 2),
+    ('hostile etag', {}, "the server calls the file '../../../../escaped', which is no digest", 2),
     ('redirect loop', {}, 'more than 5 redirects', 6),
     ('redirect', {'to': 'file:///somewhere'}, "'file:///somewhere' is no http or https address", 1),
 ]
@@ -173,7 +178,7 @@ def test_silence_ends(world, impatient, fault, message):
 
 @pytest.mark.parametrize('faults', [
     [('500', 2)], [('503', 2)], [('429', 1)], [('retry after 1 s', 1)], [('reset', 1)], [('reset at once', 2)], [('truncated', 1)],
-    [('flipped', 1)], [('html', 1)], [('too long', 1)], [('wrong etag', 9)], [('hostile etag', 9)], [('no length', 9)],
+    [('flipped', 1)], [('html', 1)], [('too long', 1)], [('wrong etag', 9)], [('hostile etag', 1)], [('no length', 9)],
     [('truncated', 1), ('no ranges', 9)], [('truncated', 1), ('wrong range', 1)], [('truncated', 1), ('416', 1)],
     [('truncated', 1), ('503', 2)],
 ], ids=lambda faults: ', '.join(f'{name} x{times}' for name, times in faults))
@@ -181,8 +186,11 @@ def test_a_passing_fault_is_overcome(world, faults):
     for name, times in faults:
         world.hub.fault(name, times)
     path = world.check()
-    assert path == world.copy
-    assert sorted(path.name for path in path.parent.iterdir()) == ['lock', 'model.safetensors', 'verified.json']
+    named = faults[0][0] != 'no length'     # such a server says nothing of commits
+    assert (path == world.copy) == named and path.is_symlink()
+    assert sorted(path.name for path in world.repo.rglob('*') if not path.is_dir()) == sorted(
+        ['main', 'model.safetensors', world.card.sha256])
+    assert (world.repo / 'refs' / 'main').read_text() == path.parent.name
     world.hub.heal()
     world.check()
     assert not world.hub.requests
@@ -213,18 +221,19 @@ def test_a_stall_is_overcome_by_going_on(world, impatient):
 
 
 def test_a_flipped_byte_before_a_reset_does_not_stay(world):
-    world.copy.parent.mkdir(parents=True)
-    world.copy.with_name('part').write_bytes(b'x' + PAYLOAD[1:3000])    # what an interrupted call may leave
+    world.part.parent.mkdir(parents=True)
+    world.part.write_bytes(b'x' + PAYLOAD[1:3000])    # what an interrupted call may leave
     world.check()
     assert [request.headers.get('range') for request in world.hub.downloads] == ['bytes=3000-', None]
 
 
 @pytest.mark.parametrize('left', [PAYLOAD, PAYLOAD + b'more', b''])
 def test_any_partial_file_is_used_or_replaced(world, left):
-    world.copy.parent.mkdir(parents=True)
-    world.copy.with_name('part').write_bytes(left)
+    world.part.parent.mkdir(parents=True)
+    world.part.write_bytes(left)
     world.check()
-    assert len(world.hub.downloads) == (left != PAYLOAD)
+    asked, = (request.headers.get('range') for request in world.hub.downloads)
+    assert asked == (f'bytes={len(PAYLOAD) - 1}-' if left == PAYLOAD else None)     # of a whole one the last byte, to hear its commit
 
 
 def test_no_such_repository(world):
@@ -356,14 +365,9 @@ def rewrite(path: Path, data: bytes) -> None:
 
 def test_a_file_is_read_once(world, monkeypatch):
     world.check()
-    monkeypatch.setattr(store, '_sha256', lambda path: pytest.fail('read again'))
-    world.check()
-    forget(monkeypatch)
+    monkeypatch.setattr(digests, 'sha256', lambda path: pytest.fail('read again'))
     world.check()
     assert [copy.state for copy in locate(world.card)] == ['absent', 'ok']
-    monkeypatch.undo()
-    record = json.loads(world.copy.with_name('verified.json').read_text())
-    assert record['sha256'] == world.card.sha256
 
 
 @pytest.mark.parametrize('again', [False, True], ids=['this process', 'another process'])
@@ -388,32 +392,30 @@ def test_a_bad_copy_is_dropped_offline(world, monkeypatch):
     assert not world.copy.exists()
 
 
-def test_verify_believes_no_record(world):
+def test_verify_believes_nothing_found_before(world, monkeypatch):
     path = world.check()
     rewrite(path, b'x')
-    record = path.with_name('verified.json')
-    record.write_text(json.dumps({'sha256': world.card.sha256, 'file': store._stamp(path)}))
+    monkeypatch.setitem(digests._known, path, (world.card.sha256, digests.stamp(path)))
     assert [copy.state for copy in locate(world.card)] == ['absent', 'ok']     # forged
     assert [copy.state for copy in locate(world.card, rehash=True)] == ['absent', 'wrong digest']
-    record.write_text('no json')
-    world.check()
 
 
 def test_locate(world):
-    assert [tuple(copy) for copy in locate(world.card)] == [('bundled', world.weights, 'absent'), ('cache', world.copy, 'absent')]
+    assert [tuple(copy) for copy in locate(world.card)] == [('bundled', world.weights, 'absent'), ('cache', world.repo, 'absent')]
     world.weights.parent.mkdir(parents=True)
     world.weights.write_bytes(b'wrong')
     assert [copy.state for copy in locate(world.card)] == ['wrong digest', 'absent']
     assert not world.cache.exists() and not world.hub.requests
 
 
-def put_in_hub_cache(world, data: bytes, blob: str) -> tuple[Path, Path]:
+def put_in_hub_cache(world, data: bytes, blob: str, commit: str = '') -> tuple[Path, Path]:
     """As hf_hub_download lays it out."""
     folder = world.cache / f'models--igczoo--{NAME}'
-    snapshot = folder / 'snapshots' / world.oid
+    commit = commit or world.oid
+    snapshot = folder / 'snapshots' / commit
     for part in (folder / 'refs', folder / 'blobs', snapshot):
         part.mkdir(parents=True)
-    (folder / 'refs' / 'main').write_text(world.oid)
+    (folder / 'refs' / 'main').write_text(commit)
     (folder / 'blobs' / blob).write_bytes(data)
     (snapshot / 'model.safetensors').symlink_to(f'../../blobs/{blob}')
     return snapshot / 'model.safetensors', folder / 'blobs' / blob
@@ -421,50 +423,68 @@ def put_in_hub_cache(world, data: bytes, blob: str) -> tuple[Path, Path]:
 
 def test_a_copy_of_huggingface_hub_is_used(world, monkeypatch):
     path, _ = put_in_hub_cache(world, PAYLOAD, world.card.sha256)
-    assert world.check() == world.check(sources=['cache']) == path
-    monkeypatch.setattr(store, '_sha256', lambda path: pytest.fail('read again'))
-    forget(monkeypatch)
-    assert world.check(sources=['hub']) == path and not world.hub.requests
-    assert ('cache', path, 'ok') in locate(world.card)
+    assert world.check() == world.check(sources=['cache']) == world.check(sources=['hub']) == path
+    assert not world.hub.requests and ('cache', path, 'ok') in locate(world.card)
 
 
 def test_a_bad_copy_of_huggingface_hub_is_dropped_with_its_blob(world):
-    path, blob = put_in_hub_cache(world, b'x' + PAYLOAD[1:], world.card.sha256)
-    assert world.check() == world.copy
-    assert not path.is_symlink() and not blob.exists()
+    path, blob = put_in_hub_cache(world, b'x' + PAYLOAD[1:], 'e' * 64)
+    assert world.check() == world.copy == path and path.resolve().name == world.card.sha256
+    assert not blob.exists()
 
 
 def test_another_version_in_the_hub_cache_stays(world):
     other = b'x' + PAYLOAD[1:]
-    path, _ = put_in_hub_cache(world, other, hashlib.sha256(other).hexdigest())
+    path, _ = put_in_hub_cache(world, other, hashlib.sha256(other).hexdigest(), 'f' * 40)
     assert fetch(world.card) == world.copy and path.read_bytes() == other
 
 
 def test_a_link_out_of_the_cache_is_not_followed_to_remove(world):
-    path, blob = put_in_hub_cache(world, b'wrong', 'e' * 64)
+    _, blob = put_in_hub_cache(world, b'wrong', 'e' * 64)
     blob.unlink()
     world.weights.parent.mkdir(parents=True)
     (world.weights.parent / 'mine').write_bytes(b'mine')
     blob.symlink_to(world.weights.parent / 'mine')
     world.check()
-    assert not path.is_symlink() and (world.weights.parent / 'mine').read_bytes() == b'mine'
+    assert not blob.is_symlink() and (world.weights.parent / 'mine').read_bytes() == b'mine'
+
+
+def test_a_pinned_commit_is_main_where_nothing_else_is(world):
+    """Else `hf cache prune` would remove it, and timm would not find it offline."""
+    world.card = dataclasses.replace(world.card, revision=world.oid)
+    world.check()
+    reference = world.repo / 'refs' / 'main'
+    assert reference.read_text() == world.oid
+    reference.write_text('a' * 40)
+    world.copy.unlink()
+    world.check()
+    assert reference.read_text() == 'a' * 40
+
+
+def test_without_links_the_file_itself_lies_in_the_snapshot(world, monkeypatch):
+    monkeypatch.setattr(Path, 'symlink_to', lambda *_: (_ for _ in ()).throw(OSError('no links here')))
+    assert world.check() == world.copy and not world.copy.is_symlink()
+    assert world.check(sources=['cache']) == world.copy
 
 
 def test_hf_cache_lists_our_copies(world):
     world.check()
     scan = scan_cache_dir(world.cache)
-    assert not scan.warnings and [repo.repo_id for repo in scan.repos] == ['igczoo']
+    assert not scan.warnings and [repo.repo_id for repo in scan.repos] == [f'igczoo/{NAME}']
+    (revision,) = next(iter(scan.repos)).revisions
+    assert revision.commit_hash == world.oid and revision.refs == {'main'}
+    assert try_to_load_from_cache(f'igczoo/{NAME}', 'model.safetensors', cache_dir=world.cache) == str(world.copy)
 
 
 def test_disk_full(world):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))     # a write beyond it fails as on a full disk, with another number
     try:
-        with pytest.raises(StoreError, match=r'hub: cannot use .*cache: .*File too large'):
+        with pytest.raises(StoreError, match=r'hub: cannot use .*cache.*: File too large'):
             fetch(world.card)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in world.copy.parent.iterdir()) == ['lock']
+    assert [path.name for path in world.cache.rglob('*') if path.is_file()] == [world.lock.name]
     world.check()
 
 
@@ -528,7 +548,7 @@ def test_kill_9_then_again(world):
     world.hub.add_repo(f'igczoo/{NAME}', {'model.safetensors': data})
     world.hub.fault('stall')
     child = start_child(world)
-    part = world.cache / 'models--igczoo' / 'snapshots' / world.card.sha256 / 'part'
+    part = world.part.with_name(f'{world.card.sha256}.incomplete')
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -542,9 +562,10 @@ def test_kill_9_then_again(world):
 
 
 def test_a_lock_held_by_a_stalled_process(world, monkeypatch):
-    monkeypatch.setattr(store, 'LOCK_PATIENCE', 0.3)
-    world.copy.parent.mkdir(parents=True)
-    part, lock, release, held = world.copy.with_name('part'), FileLock(world.copy.with_name('lock')), threading.Event(), threading.Event()
+    monkeypatch.setattr(shelves, 'LOCK_PATIENCE', 0.3)
+    for path in (world.part, world.lock):
+        path.parent.mkdir(parents=True)
+    part, lock, release, held = world.part, FileLock(world.lock), threading.Event(), threading.Event()
 
     def hold(growing: int):
         with lock:
@@ -559,7 +580,7 @@ def test_a_lock_held_by_a_stalled_process(world, monkeypatch):
     held.wait()
     began = time.monotonic()
     said = world.check_fails('another process holds .*lock and has not got on for 0.3 s; end it')
-    assert time.monotonic() - began > 1 and str(world.copy.with_name('lock')) in said     # it was waited for as long as it got on
+    assert time.monotonic() - began > 1 and str(world.lock) in said     # it was waited for as long as it got on
     release.set()
     holder.join()
     world.check()
@@ -620,7 +641,7 @@ def foreign(world, monkeypatch):
     blob = hashlib.sha1(b'blob %d\0' % len(ORIGIN) + ORIGIN).hexdigest()
     world.conversions = 0
     world.card = make_card(origin=Origin('https://origin.invalid/owner/repo/file.params', len(ORIGIN), blob, 'mxnet'))
-    world.copy = world.cache / 'models--igczoo' / 'snapshots' / f'{blob}-{store.CONVERSION}' / 'model.safetensors'
+    world.copy = world.assets / 'igczoo' / NAME / f'{blob}-{shelves.CONVERSION}' / 'model.safetensors'
     world.hub.files['/owner/repo/file.params'] = ORIGIN
     monkeypatch.setitem(sys.modules, 'igczoo.checkpoints.convert', SimpleNamespace(convert_checkpoint=convert))
     monkeypatch.setenv('IGCZOO_ORIGIN', world.hub.url)
@@ -633,7 +654,7 @@ def check_origin(world, **options) -> None:
     assert path == world.copy and torch.equal(load_file(path)['weight'], torch.arange(1500.))
     assert sorted(path.name for path in path.parent.iterdir()) == ['lock', 'model.safetensors', 'verified.json']
     assert json.loads(path.with_name('verified.json').read_text())['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert {path.name for path in world.folder.iterdir()} <= {'cache', 'weights'}
+    assert {path.name for path in world.folder.iterdir()} <= {'cache', 'weights', 'assets'}
 
 
 def test_origin(foreign, monkeypatch):
@@ -670,7 +691,7 @@ def test_a_bad_origin(foreign, fault, options, message):
     foreign.hub.fault(fault, **options)
     with pytest.raises(StoreError, match=message):
         fetch(foreign.card)
-    assert foreign.conversions == 0 and [path.name for path in foreign.cache.rglob('*') if path.is_file()] == ['lock']
+    assert foreign.conversions == 0 and [path.name for path in foreign.assets.rglob('*') if path.is_file()] == ['lock']
     foreign.hub.heal()
     foreign.hub.fault('truncated', 1)
     check_origin(foreign)
@@ -687,6 +708,34 @@ def test_an_origin_that_cannot_be_converted(foreign, monkeypatch):
     foreign.card = dataclasses.replace(foreign.card, origin=dataclasses.replace(foreign.card.origin, converter='caffe'))
     with pytest.raises(StoreError, match="there is no converter 'caffe'"):
         fetch(foreign.card)
+
+
+def test_conversions_lie_in_the_hub_librarys_assets(foreign, monkeypatch):
+    blob = foreign.card.origin.git_blob_sha1
+    assert cached_assets_path('igczoo', NAME, f'{blob}-{shelves.CONVERSION}', assets_dir=foreign.assets) == foreign.copy.parent
+    path = fetch(foreign.card, cache_dir=foreign.cache)
+    assert path == foreign.cache / 'assets' / foreign.copy.relative_to(foreign.assets)     # nothing outside of the folder given
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_conversion_that_fills_the_disk_leaves_nothing(foreign):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))     # the origin's 3,002 bytes fit, the 6,000 converted ones do not
+    try:
+        with pytest.raises(StoreError, match=f'origin: .*{foreign.copy.parent}.*File too large'):
+            fetch(foreign.card)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in foreign.assets.rglob('*') if path.is_file()] == ['lock']
+    check_origin(foreign)
+
+
+def test_what_a_killed_conversion_left_is_removed(foreign):
+    foreign.copy.parent.mkdir(parents=True)
+    (foreign.copy.parent / '.part.0123456789abcdef.part').write_bytes(bytes(5000))
+    check_origin(foreign)
 
 
 def test_what_is_said_of_origins(foreign, monkeypatch):
@@ -738,14 +787,14 @@ def test_a_copy_of_any_commit_is_found_offline(world, monkeypatch):
 def test_a_copy_that_cannot_be_read_does_not_end_the_search(world, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     unreadable, right = put(world, 'a' * 40, b'another version'), put(world, 'b' * 40, PAYLOAD)
-    digest = store._digest
+    digest = shelves.known_digest
 
     def guarded(path, *args):
         if path == unreadable:
             raise PermissionError(13, 'Permission denied', str(path))
         return digest(path, *args)
 
-    monkeypatch.setattr(store, '_digest', guarded)
+    monkeypatch.setattr(shelves, 'known_digest', guarded)
     assert fetch(world.card) == right
 
 
