@@ -1,4 +1,4 @@
-"""What `igczoo.checkpoints.store.fetch` makes of every fault of tests/hub_server.py, with its real limits, against a server on this machine.
+"""What `igczoo.checkpoints.store.fetch` makes of every fault of tests/hub_server.py, with its real limits, on this machine.
 
     PYTHONPATH=tests python benchmarks/hub_faults.py
 

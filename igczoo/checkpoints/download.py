@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 __all__ = ['DownloadError', 'NotThereError', 'WrongFileError', 'download']
 
-PATIENCE = 9.           # seconds for an answer (DNS, every address of the host, TLS, redirects), and for each further stretch of its body
+ANSWER_PATIENCE = 4.7   # seconds for an answer (DNS, every address of the host, TLS, redirects); a request that has none is made once more
+PATIENCE = 9.           # seconds for each stretch of a body
 MIN_RATE = 5_000        # bytes a second that such a stretch must have
 PAUSES = 1., 2., 4.     # seconds before the second, third and fourth attempt
 GIVE_UP = 18.           # seconds without progress after which there is no further attempt
@@ -64,6 +65,10 @@ class _Interrupted(Exception):
         self.pause = pause
 
 
+class _Unanswered(_Interrupted):
+    """An attempt that nothing came of in time."""
+
+
 def download(
         url: str,
         path: Path,
@@ -90,7 +95,7 @@ def download(
 
     Raises:
         NotThereError: HTTP 404.
-        DownloadError: any other reason. A refused connection takes 7 s, silence 9 s, a body that stalls or drips under 30 s.
+        DownloadError: any other reason. A refused connection takes 7 s, silence 9.4 s, a body that stalls or drips under 30 s.
         OSError: ``path`` cannot be written.
     """
     for last in (False, True):
@@ -108,12 +113,17 @@ def download(
 
 def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None) -> str:
     """Make attempts until the server has no more to give; what it called its type. Progress makes up for earlier failures."""
-    best, since, failures = _size(path), time.monotonic(), 0
+    best, since, failures, unanswered = _size(path), time.monotonic(), 0, False
     while True:
         try:
             return _attempt(url, path, size, headers, label, check)
         except _Interrupted as error:
             now = time.monotonic()
+            if isinstance(error, _Unanswered):
+                if unanswered:
+                    raise DownloadError(f'{url}: {error}, twice; check the network') from None
+                unanswered = True
+                continue
             if _size(path) - best >= MIN_RATE * PATIENCE:
                 best, since, failures = _size(path), now - PATIENCE, 0     # its last byte may be that old
             pause = max(error.pause, PAUSES[min(failures, len(PAUSES) - 1)])
@@ -194,7 +204,7 @@ def _answer(url: str, headers: dict[str, str]) -> tuple[Message, HTTPResponse, s
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        found = answers.get(timeout=PATIENCE)
+        found = answers.get(timeout=ANSWER_PATIENCE)
         if isinstance(found, Exception):
             raise found
         return *found, _where(trail)
@@ -206,7 +216,7 @@ def _answer(url: str, headers: dict[str, str]) -> tuple[Message, HTTPResponse, s
     except ValueError as error:
         raise DownloadError(f'{url}: {error}') from None
     if isinstance(reason, TimeoutError):
-        raise DownloadError(f'{url}: no answer{_where(trail)} within {PATIENCE:g} s; check the network')
+        raise _Unanswered(f'no answer{_where(trail)} within {ANSWER_PATIENCE:g} s')
     if refused := re.match(r'Tunnel connection failed: (\d+)', str(reason)):
         status = int(refused[1])
         raise DownloadError(f'{url}: HTTP {status}{_where(trail)}, {MEANING[407] if status == 407 else "it refuses to connect"}')

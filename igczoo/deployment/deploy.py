@@ -18,7 +18,7 @@ from ..nets.layers import IGConv2d, fold_batch_norm
 from ..nets.net import Net
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
-from .planes import convolve_planes
+from .planes import PlaneConv2d, convolve_planes
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
 
@@ -158,6 +158,8 @@ class DeployedStage(nn.Module):
         return x if self.restore is None else _reordered(x, self.restore)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.leave(self.blocks(self.enter(x)))
         return self.leave(run_blocks(self.blocks, self.enter(x)))
 
 
@@ -171,6 +173,10 @@ class DeployedStages(nn.Sequential):
     """Deployed stages one after another, without restoring the network's order of channels where the next stage takes them as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            for stage in self:
+                x = stage(x)
+            return x
         x, last = self.run(x)
         return x if last is None else last.leave(x)
 
@@ -262,6 +268,10 @@ class PlanarProjection(nn.Module):
         M, m, L = self.weight.shape
         return convolve_planes(x, self.weight.view(M, m, 1, 1, L), self.stride) + self.bias.view(M * L, 1, 1)
 
+    def as_convolution(self) -> PlaneConv2d:
+        """The same, as modules of PyTorch's own."""
+        return PlaneConv2d(self.weight[:, :, None, None], self.bias, self.stride)
+
 
 def deploy_stages(stages: Stages, choose: Choose = by_rule) -> DeployedStages:
     """Deploy stages that follow one another."""
@@ -316,6 +326,8 @@ def _deploy_block(block: nn.Module, partitions: Tensor | None, choose: Choose) -
     layer1, layer2 = (_deploy_unit(unit, partitions, choose) for unit in (block.unit1, block.unit2))
     if isinstance(layer1, Fused) and isinstance(layer2, Fused) and type(block.act1) is type(block.act2) is nn.ReLU:
         return FusedResidual(layer1, layer2, shortcut)
+    if isinstance(shortcut, PlanarProjection):
+        shortcut = shortcut.as_convolution()
     return DeployedResidual(layer1, block.act1, layer2, shortcut, block.act2)
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nets.layers import interleave
 from . import kernels
-from .planes import convolve_rotated, rotated_kernels
+from .planes import PlaneConv2d, constant
 
 __all__ = ['FORMS', 'Folded', 'Fused', 'forms_of', 'is_planar']
 
@@ -52,15 +51,11 @@ class Planar(nn.Module):
     def __init__(self, layer: Folded):
         super().__init__()
         M, L = layer.bias.shape
-        self.stride, self.dilation = layer.stride, layer.dilation
-        self.M = M
-        self.primary = _constant(rotated_kernels(layer.primary))
-        self.secondary = _constant(layer.secondary.transpose(1, 2).reshape(M * L, L, 1, 1))
-        self.bias = _constant(layer.bias.flatten())
+        self.primary = PlaneConv2d(layer.primary, None, layer.stride, layer.dilation)
+        self.secondary = _conv(layer.secondary.transpose(1, 2).reshape(M * L, L, 1, 1), layer.bias, groups=M)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = convolve_rotated(x, self.primary, self.M, self.stride, self.dilation)
-        return F.conv2d(x, self.secondary, self.bias, groups=self.M)
+        return self.secondary(self.primary(x))
 
 
 class Fused(nn.Module):
@@ -69,9 +64,7 @@ class Fused(nn.Module):
     def __init__(self, layer: Folded):
         super().__init__()
         self.stride, self.dilation = layer.stride, layer.dilation
-        self.primary = _constant(layer.primary)
-        self.secondary = _constant(layer.secondary)
-        self.bias = _constant(layer.bias)
+        self.primary, self.secondary, self.bias = map(constant, (layer.primary, layer.secondary, layer.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return kernels.unit(x, self.primary, self.secondary, self.bias, None, False, self.stride, self.dilation)
@@ -82,14 +75,13 @@ class Mixed(nn.Module):
 
     def __init__(self, layer: Folded):
         super().__init__()
-        self.L, self.geometry = layer.bias.shape[1], layer.geometry
-        self.primary = _constant(_primary_kernel(layer))
+        self.primary = _conv(_primary_kernel(layer), None, groups=layer.bias.shape[1], **layer.geometry)
         zeros = torch.eye(len(layer.bias), dtype=layer.bias.dtype, device=layer.bias.device)
-        self.secondary = _constant(torch.einsum('jlo,ij->ojli', layer.secondary, zeros).flatten(2).flatten(0, 1)[:, :, None, None])
-        self.bias = _constant(layer.bias.t().flatten())
+        secondary = torch.einsum('jlo,ij->ojli', layer.secondary, zeros).flatten(2).flatten(0, 1)[:, :, None, None]
+        self.secondary = _conv(secondary, layer.bias.t())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, self.primary, groups=self.L, **self.geometry), self.secondary, self.bias)
+        return self.secondary(self.primary(x))
 
 
 class Grouped(nn.Module):
@@ -97,14 +89,13 @@ class Grouped(nn.Module):
 
     def __init__(self, layer: Folded):
         super().__init__()
-        (self.M, self.L), self.geometry = layer.bias.shape, layer.geometry
-        self.primary = _constant(_primary_kernel(layer))
-        self.secondary = _constant(layer.secondary.transpose(1, 2).flatten(0, 1)[:, :, None, None])
-        self.bias = _constant(layer.bias.flatten())
+        self.M, self.L = layer.bias.shape
+        self.primary = _conv(_primary_kernel(layer), None, groups=self.L, **layer.geometry)
+        self.secondary = _conv(layer.secondary.transpose(1, 2).flatten(0, 1)[:, :, None, None], layer.bias, groups=self.M)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = interleave(F.conv2d(x, self.primary, groups=self.L, **self.geometry), self.L)       # (N, M * L, H, W)
-        return interleave(F.conv2d(x, self.secondary, self.bias, groups=self.M), self.M)        # (N, L * M, H, W)
+        x = interleave(self.primary(x), self.L)             # (N, M * L, H, W)
+        return interleave(self.secondary(x), self.M)        # (N, L * M, H, W)
 
 
 class Dense(nn.Module):
@@ -112,23 +103,23 @@ class Dense(nn.Module):
 
     def __init__(self, layer: Folded):
         super().__init__()
-        self.geometry = layer.geometry
         planar = torch.einsum('jlo,jihwl->joilhw', layer.secondary, layer.primary)              # (M, L, m, L, k, k)
         kernel, bias = (planar, layer.bias) if layer.planar else (planar.permute(1, 0, 3, 2, 4, 5), layer.bias.t())
-        self.weight = _constant(kernel.flatten(2, 3).flatten(0, 1))
-        self.bias = _constant(bias.flatten())
+        self.conv = _conv(kernel.flatten(2, 3).flatten(0, 1), bias, **layer.geometry)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, **self.geometry)
+        return self.conv(x)
 
 
 def _primary_kernel(layer: Folded) -> Tensor:
     return layer.primary.permute(4, 0, 1, 2, 3).flatten(0, 1)       # (L, M, m, k, k) -> (L * M, m, k, k)
 
 
-def _constant(weight: Tensor) -> nn.Parameter:
-    memory_format = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-    return nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=False)
+def _conv(weight: Tensor, bias: Tensor | None, groups: int = 1, **geometry: int) -> nn.Conv2d:
+    out_channels, in_channels, k, _ = weight.shape
+    conv = nn.Conv2d(in_channels * groups, out_channels, k, groups=groups, bias=bias is not None, device='meta', **geometry)
+    conv.weight, conv.bias = constant(weight), None if bias is None else constant(bias.flatten())
+    return conv
 
 
 FORMS: dict[str, type[nn.Module]] = {'fused': Fused, 'planar': Planar, 'mixed': Mixed, 'grouped': Grouped, 'dense': Dense}

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ['convolve_planes', 'convolve_rotated', 'rotated_kernels']
+__all__ = ['PlaneConv2d', 'convolve_planes']
 
 
 def convolve_planes(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
@@ -25,39 +25,76 @@ def convolve_planes(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 
     Returns:
         (N, M * L, ceil(H / stride), ceil(W / stride)), planar.
     """
-    return convolve_rotated(x, rotated_kernels(weight), len(weight), stride, dilation)
+    M, k, dtype = len(weight), weight.shape[2], x.dtype
+    padding, no_autocast = dilation * (k // 2), nullcontext()
+    if k == 1:
+        x, stride = x[:, :, ::stride, ::stride], 1
+    elif stride > 1 and torch.is_autocast_enabled(x.device.type):
+        # oneDNN's bfloat16 gradient of these is up to 90 times slower than its float32 one
+        x, no_autocast = x.to(weight.dtype), torch.autocast(x.device.type, enabled=False)
+    elif x.requires_grad and min(x.shape[2:]) < k:
+        # likewise that of the kernels 10 times where the map is smaller than they are
+        x, padding = F.pad(x, (padding,) * 4), 0
+    total = None
+    with no_autocast:
+        for r, kernel in enumerate(_rotated_kernels(weight).unbind()):
+            y = F.conv2d(_rotated_planes(x, weight.shape[1], M, r), kernel, None, stride, padding, dilation, len(kernel))
+            total = y if total is None else total.add_(y)
+    return total.to(dtype)
 
 
-def rotated_kernels(weight: Tensor) -> Tensor:
+class PlaneConv2d(nn.Module):
+    """`convolve_planes` of constant kernels, in modules and operations that torch.fx, TorchScript and hooks know what to make of.
+
+    Args:
+        weight: (M, m, k, k, L), as `convolve_planes` takes it.
+        bias: (M, L) or None.
+        stride: pixels.
+        dilation: pixels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.M, self.m, k, _, self.L = weight.shape
+        self.step = stride if k == 1 else 1     # a 1x1 convolution reads every so many pixels only
+        options = dict(stride=stride if k > 1 else 1, padding=dilation * (k // 2), dilation=dilation, groups=self.M * self.L,
+                       device='meta')
+        self.turns = nn.ModuleList()
+        for r, kernel in enumerate(_rotated_kernels(weight)):
+            conv = nn.Conv2d(self.M * self.L, self.M * self.L, k, bias=bias is not None and r == 0, **options)
+            conv.weight = constant(kernel)
+            conv.bias = constant(bias.flatten()) if conv.bias is not None else None
+            self.turns.append(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, m * L, H, W) -> (N, M * L, ceil(H / stride), ceil(W / stride)), both planar."""
+        if self.step > 1:
+            x = x[:, :, ::self.step, ::self.step]
+        total = self.turns[0](_rotated_planes(x, self.m, self.M, 0))
+        for r, conv in enumerate(self.turns):
+            if r > 0:
+                total = total + conv(_rotated_planes(x, self.m, self.M, r))
+        return total
+
+
+def constant(weight: Tensor) -> nn.Parameter:
+    """A parameter of a deployed layer."""
+    memory_format = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    return nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=False)
+
+
+def _rotated_kernels(weight: Tensor) -> Tensor:
     """The weight of `convolve_planes` as (m, M * L, 1, k, k): in row r, input plane (j + r) mod m goes to output plane j."""
     M, m, k, _, L = weight.shape
     rows = [torch.stack([weight[j, (j + r) % m] for j in range(M)]) for r in range(m)]
     return torch.stack(rows).permute(0, 1, 4, 2, 3).reshape(m, M * L, 1, k, k)      # (m, M, k, k, L)
 
 
-def convolve_rotated(x: Tensor, kernels: Tensor, M: int, stride: int, dilation: int) -> Tensor:
-    """`convolve_planes` to M planes with its weight as `rotated_kernels` gives it."""
-    k, dtype = kernels.shape[-1], x.dtype
-    padding, no_autocast = dilation * (k // 2), nullcontext()
-    if k == 1:
-        x, stride = x[:, :, ::stride, ::stride], 1
-    elif stride > 1 and torch.is_autocast_enabled(x.device.type):
-        # oneDNN's bfloat16 gradient of these is up to 90 times slower than its float32 one
-        x, no_autocast = x.to(kernels.dtype), torch.autocast(x.device.type, enabled=False)
-    elif x.requires_grad and min(x.shape[2:]) < k:
-        # likewise that of the kernels 10 times where the map is smaller than they are
-        x, padding = F.pad(x, (padding,) * 4), 0
-    total = None
-    with no_autocast:
-        for r, kernel in enumerate(kernels.unbind()):
-            y = F.conv2d(_rotated_planes(x, len(kernels), M, r), kernel, None, stride, padding, dilation, len(kernel))
-            total = y if total is None else total.add_(y)
-    return total.to(dtype)
-
-
 def _rotated_planes(x: Tensor, m: int, M: int, r: int) -> Tensor:
     """(N, m * L, H, W) -> (N, M * L, H, W): plane (j + r) mod m at place j."""
     L = x.shape[1] // m
     if m == M:
-        return x.roll(-r * L, 1) if r else x
-    return torch.cat([x] * M if m == 1 else [x.narrow(1, (j + r) % m * L, L) for j in range(M)], 1)
+        return x.roll(-r * L, 1) if r > 0 else x
+    if m == 1:
+        return torch.cat([x] * M, 1)
+    return torch.cat([x.narrow(1, (j + r) % m * L, L) for j in range(M)], 1)

@@ -110,8 +110,9 @@ def world(monkeypatch, tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(download, 'PATIENCE', 0.3)
-    yield lambda: monkeypatch.setattr(download, 'PATIENCE', 10.)
+    for name in ('PATIENCE', 'ANSWER_PATIENCE'):
+        monkeypatch.setattr(download, name, 0.3)
+    yield lambda: [monkeypatch.setattr(download, name, 10.) for name in ('PATIENCE', 'ANSWER_PATIENCE')]
 
 
 def forget(monkeypatch):
@@ -161,8 +162,8 @@ def test_a_lasting_fault_is_one_plain_error(world, fault, options, message, requ
 
 
 @pytest.mark.parametrize(('fault', 'message'), [
-    ('silence', 'no answer within 0.3 s; check the network'),
-    ('dripping head', 'no answer within 0.3 s; check the network'),
+    ('silence', 'no answer within 0.3 s, twice; check the network'),
+    ('dripping head', 'no answer within 0.3 s, twice; check the network'),
     ('stall', 'no byte came for 0.3 s; gave up at attempt 4'),
     ('drip', r'only \d+ bytes came in \d s; gave up at attempt 4'),
 ])
@@ -194,6 +195,12 @@ def test_a_passing_fault_is_overcome(world, faults):
     world.hub.heal()
     world.check()
     assert not world.hub.requests
+
+
+@pytest.mark.parametrize('fault', ['silence', 'dripping head'])
+def test_one_unanswered_request_is_made_again(world, impatient, fault):
+    world.hub.fault(fault, 1)
+    world.check()
 
 
 def test_silence_is_not_tried_for_ever(world, impatient, monkeypatch):
