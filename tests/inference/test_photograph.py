@@ -526,10 +526,12 @@ if kind == 'grey':
     image, suffix = Image.fromarray(np.zeros((side, side), np.uint16)), 'PNG'
 elif kind == 'float':
     image, suffix = Image.fromarray(np.zeros((side, side), np.float32)), 'TIFF'
+elif kind == 'WebP':
+    image, suffix = Image.new('RGB', (side, side)), 'WEBP'
 else:
     image, suffix = Image.new(kind, (side, side)), 'PNG'
 file = io.BytesIO()
-image.save(file, suffix, **(dict(compression='tiff_deflate') if suffix == 'TIFF' else {}))
+image.save(file, suffix, **(dict(compression='tiff_deflate') if suffix == 'TIFF' else dict(lossless=True) if suffix == 'WEBP' else {}))
 data = file.getvalue()
 del image, file
 import gc; gc.collect()
@@ -544,7 +546,7 @@ print((status('VmHWM') - before) / (3 * side * side))
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/clear_refs'), reason='reads the peak of memory from /proc')
-@pytest.mark.parametrize('kind', ['grey', 'float', 'RGBA', 'LA', 'RGB', 'L'])
+@pytest.mark.parametrize('kind', ['grey', 'float', 'RGBA', 'LA', 'RGB', 'L', 'WebP'])
 def test_memory_is_at_most_six_times_that_of_the_pixels(kind):
     done = subprocess.run([sys.executable, '-c', PEAK, kind], capture_output=True, text=True, cwd=Path(photograph.__file__).parents[2])
     assert done.returncode == 0, done.stderr
