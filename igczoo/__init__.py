@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from .inference.classifier import Classifier, Prediction, load
     from .nets.igcnet import IGCNet, igc_resnet
     from .nets.layers import IGConv2d, interleave
+    from .training.finetune import finetune
 
 __version__ = '0.1.0'
-__all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'deploy', 'igc_resnet', 'interleave',
-           'list_models', 'load']
+__all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'deploy', 'finetune', 'igc_resnet',
+           'interleave', 'list_models', 'load']
 
 HOMES = {
     'Classifier': 'inference.classifier', 'Prediction': 'inference.classifier', 'load': 'inference.classifier',
     'list_models': 'checkpoints.card', 'convert_checkpoint': 'checkpoints.convert', 'deploy': 'deployment.deploy',
-    'IGCNet': 'nets.igcnet', 'igc_resnet': 'nets.igcnet', 'IGConv2d': 'nets.layers', 'interleave': 'nets.layers',
+    'finetune': 'training.finetune', 'IGCNet': 'nets.igcnet', 'igc_resnet': 'nets.igcnet', 'IGConv2d': 'nets.layers',
+    'interleave': 'nets.layers',
 }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .checkpoints.card import cards, find_card, list_models
-from .pages import card_list, card_page
+from .pages import card_list, card_page, evaluation_page
 
 if TYPE_CHECKING:
     from .inference.classifier import Classifier
@@ -53,8 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'igczoo {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
+    def command(name: str, run, summary: str, *examples: str) -> argparse.ArgumentParser:
+        lines = '\n'.join(f'  igczoo {name} {example}'.rstrip() for example in examples)
+        sub = commands.add_parser(name, help=summary, description=summary, epilog=f'examples:\n{lines}',
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run)
         return sub
 
@@ -70,34 +72,51 @@ def _parser() -> argparse.ArgumentParser:
     def add_device(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--device', default='cpu', help='where to compute, as cpu or cuda (default: %(default)s)')
 
+    def add_model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
+
     def add_deploy(sub: argparse.ArgumentParser, default: bool | None, default_text: str) -> None:
         sub.add_argument('--deploy', action=argparse.BooleanOptionalAction, default=default,
                          help=f'compute by the faster deployed form of the model ({default_text})')
 
-    sub = command('list', _list, 'List the checkpoints.')
+    sub = command('list', _list, 'List the checkpoints.', '', '--json')
     add_json(sub)
 
-    sub = command('info', _info, 'Say everything about a checkpoint: its card, and where copies of it are.')
-    add_name(sub)
+    sub = command('info', _info, 'Say everything about a checkpoint: its card, and where copies of it are.', 'igcnet18', 'my_model')
+    sub.add_argument('name', help='arch.tag, arch for its default checkpoint, or a folder')
     add_json(sub)
 
-    sub = command('classify', _classify, 'Say what photographs show.')
+    sub = command('classify', _classify, 'Say what photographs show.', 'bus.jpg', 'holiday/ -k 1 --json', '--model my_model bus.jpg')
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
-    sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
+    add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
     add_batch_size(sub, 32)
     add_device(sub)
     add_deploy(sub, None, 'default: where it has one')
     add_json(sub)
 
-    sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.')
+    sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
+                  '--model my_model --label church bus.jpg -o heat.png')
+    sub.add_argument('image', metavar='IMAGE', help='a file or a URL')
+    sub.add_argument('-o', '--out', required=True, metavar='FILE', help='picture to write: a .png, .jpg or .webp file')
+    add_model(sub)
+    sub.add_argument('--label', help='name or number of a class (default: the likeliest)')
+    add_device(sub)
+    add_json(sub)
+
+    sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.',
+                  'igcnet18', '--all')
     names = sub.add_mutually_exclusive_group(required=True)
     add_name(names, nargs='?')
     names.add_argument('--all', action='store_true', help='every checkpoint')
     add_json(sub)
 
-    sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.')
-    sub.add_argument('name', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.',
+                  'igcnet18 --data tiny-imagenet-200/', 'my_model --data photos/ --csv predictions.csv --report report/')
+    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub.add_argument('--model', dest='model', help='the same')
+    sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
+    sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
     sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
     add_batch_size(sub, 256)
     sub.add_argument('--workers', type=int, default=0, help='processes that decode images (default: %(default)s)')
@@ -105,7 +124,26 @@ def _parser() -> argparse.ArgumentParser:
     add_deploy(sub, False, 'default: by the model as it is written')
     add_json(sub)
 
-    sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.')
+    sub = command('finetune', _finetune, 'Train a checkpoint further on your own photographs, or go on with a run that was stopped.',
+                  'igcnet18 --data photos/ -o my_model', 'igcnet18 --data photos.csv -o my_model --minutes 5',
+                  'timm:resnet18 --scratch --data photos/ -o my_model')
+    sub.add_argument('name', help="arch, arch.tag, a folder, hf-hub:org/name, or timm: and the name of one of timm's models")
+    sub.add_argument('--data', required=True,
+                     help='a folder of one folder a class, perhaps under train/ and val/; Parquet files; a CSV file with columns file, '
+                          'label and perhaps split; or torchvision:NAME:ROOT')
+    sub.add_argument('-o', '--out', required=True, metavar='FOLDER', help='folder to make: a checkpoint')
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument('--epochs', type=_positive, help='how often each photograph is shown (default: as often as makes 30,000 of all)')
+    length.add_argument('--minutes', type=_above_zero, help='that everything together may take')
+    sub.add_argument('--freeze', action='store_true', help='fit the classifier only')
+    sub.add_argument('--scratch', action='store_true', help='start from random weights')
+    sub.add_argument('--size', type=_positive, help="pixels of the net's input (default: the checkpoint's)")
+    sub.add_argument('--seed', type=int, default=0, help='of the split, the order and the windows (default: %(default)s)')
+    sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
+    add_json(sub)
+
+    sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.',
+                  'cifar10_igc_resnet20_l24m2 --data cifar10/ --bf16')
     sub.add_argument('recipe', help='a name; a wrong one lists those there are')
     sub.add_argument('--data', required=True, help='as for evaluate, with a training split too')
     sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
@@ -116,12 +154,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
     sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
 
-    sub = command('export', _export, 'Write the deployed form of a checkpoint for another engine, as ONNX or as a PyTorch program.')
-    sub.add_argument('name', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub = command('export', _export, 'Write the deployed form of a checkpoint for another engine, as ONNX or as a PyTorch program.',
+                  'igcnet18 -o igcnet18.onnx', 'my_model -o my_model.pt2')
+    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder or hf-hub:org/name')
+    sub.add_argument('--model', help='the same')
     sub.add_argument('-o', '--out', required=True, metavar='FILE', help="FILE.onnx, which needs pip install 'igczoo[export]', or FILE.pt2")
 
-    sub = command('bench', _bench, 'Time a model as it is written and in its faster forms, with random weights.')
-    sub.add_argument('name', help='an architecture; a wrong one lists those there are')
+    sub = command('bench', _bench, 'Time a model as it is written and in its faster forms, with random weights.',
+                  'igcnet18', 'my_model --batch-size 1 --json')
+    sub.add_argument('name', nargs='?', help='an architecture, or a folder for that of its checkpoint; a wrong one lists those there are')
+    sub.add_argument('--model', help='the same')
     sub.add_argument('--size', type=_positive, help="height and width of the images in pixels (default: the model's)")
     sub.add_argument('--batch-size', type=_positive, nargs='+', default=[1, 8], metavar='N', help='images at a time (default: 1 8)')
     sub.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(default: %(default)s)')
@@ -130,13 +172,16 @@ def _parser() -> argparse.ArgumentParser:
     add_device(sub)
     add_json(sub)
 
-    sub = command('convert', _convert, "Convert an authors' MXNet checkpoint to a folder that timm and the hub take.")
+    sub = command('convert', _convert, "Convert an authors' MXNet checkpoint to a folder that timm and the hub take.",
+                  'igcnet18.params --model igcnet18 -o converted')
     sub.add_argument('file', help='a .params file')
     sub.add_argument('--model', required=True, help='its architecture; a wrong one lists those there are')
     sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
 
-    sub = command('publish', _publish, 'Check a checkpoint of weights/ and, with --upload, put it on the Hugging Face hub (HF_TOKEN).')
-    add_name(sub)
+    sub = command('publish', _publish, 'Check a checkpoint and, with --upload, put it on the Hugging Face hub (HF_TOKEN).',
+                  'my_model --to me', 'my_model --to me --upload')
+    sub.add_argument('name', nargs='?', help='a folder, or arch.tag of this installation')
+    sub.add_argument('--model', help='the same')
     sub.add_argument('--to', required=True, metavar='ORG', help='user or organisation on the hub')
     sub.add_argument('--upload', action='store_true', help='upload, fetch back, and write the commit into the card')
     add_json(sub)
@@ -147,6 +192,23 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is no positive integer')
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is no number above 0')
+    return number
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """The checkpoint, given as an argument or by --model."""
+    if bool(arguments.name) == bool(arguments.model):
+        raise ValueError('name one checkpoint: as the argument, or by --model')
+    return arguments.name or arguments.model
 
 
 def _print_json(value: Any) -> None:
@@ -161,9 +223,14 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from .checkpoints.store import locate
-    card = find_card(arguments.name)
-    copies = locate(card)
+    from .checkpoints.digests import sha256
+    from .checkpoints.folder import WEIGHTS, folder_card
+    from .checkpoints.store import Copy, locate
+    card, path = folder_card(arguments.name), Path(arguments.name, WEIGHTS)
+    if card:
+        copies = [Copy('folder', path, 'absent' if not path.exists() else 'ok' if sha256(path) == card.sha256 else 'wrong digest')]
+    else:
+        copies = locate(card := find_card(arguments.name))
     if arguments.json:
         found = [copy._replace(path=str(copy.path))._asdict() for copy in copies]
         return _print_json(asdict(card) | dict(name=card.name, copies=found))
@@ -222,17 +289,49 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if any(copy['state'] != 'ok' for copy in copies) else 0
 
 
+def _explain(arguments: argparse.Namespace) -> None:
+    from .inference.classifier import load
+    from .inference.explain import check_picture
+    check_picture(arguments.out)        # before anything is computed
+    explanation = load(arguments.model, arguments.device).explain(arguments.image, arguments.label)
+    explanation.save(arguments.out)
+    label, score, index = explanation.prediction
+    if arguments.json:
+        return _print_json(dict(image=arguments.image, picture=arguments.out, label=label, score=score, index=index))
+    print(f'{arguments.out}: where {score:.2%} {label} comes from')
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .inference.classifier import load
-    from .training.evaluate import evaluate
-    classifier = load(arguments.name, arguments.device, deploy=arguments.deploy)
-    result = evaluate(classifier, arguments.data, arguments.batch_size, arguments.workers)
+    from .training.evaluate import evaluate_set
+    from .training.images import open_split
+    from .training.report import write_predictions, write_report
+    name = _name(arguments)
+    dataset = open_split(arguments.data, train=False)
+    classifier = load(name, arguments.device, deploy=arguments.deploy)
+    result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
+    if arguments.csv:
+        write_predictions(arguments.csv, result)
+    page = write_report(arguments.report, result, dataset, f'{name} on {result.accuracy.dataset}') if arguments.report else None
     if arguments.json:
-        return _print_json(asdict(result))
-    accuracy = result.accuracy
+        return _print_json({key: value for key, value in asdict(result).items() if key != 'guesses'})
+    print(evaluation_page(name, result))
+    for path in filter(None, (arguments.csv, page)):
+        print(f'written: {path}')
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from .checkpoints.folder import folder_card
+    from .training.finetune import finetune
+    finetune(arguments.name, arguments.data, arguments.out, epochs=arguments.epochs, minutes=arguments.minutes, freeze=arguments.freeze,
+             size=arguments.size, seed=arguments.seed, pretrained=not arguments.scratch, device=arguments.device)
+    card = folder_card(arguments.out)
+    if arguments.json:
+        return _print_json(asdict(card) | dict(name=card.name))
+    accuracy = card.accuracy[0]
     low, high = accuracy.top1_interval
-    print(f'{arguments.name} on {accuracy.dataset}, {accuracy.n} images: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to '
-          f'{high:.2f}), top-5 {accuracy.top5:.2f} %, {result.images_per_second:.0f} images/s')
+    print(f'{arguments.out}: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}) of {accuracy.n} photographs that it was '
+          f'not trained on\nNow: igczoo classify --model {arguments.out} PHOTOGRAPH')
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -250,16 +349,21 @@ def _train(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from .deployment.export import check_target, export
     from .inference.classifier import load
+    name = _name(arguments)
     check_target(arguments.out)     # before minutes of loading
-    deviation = export(load(arguments.name), arguments.out)
+    deviation = export(load(name), arguments.out)
     print(f"{arguments.out}: its logits differ from PyTorch's by at most {deviation:.0e} of their spread")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     import torch
 
+    from .checkpoints.folder import folder_card
     from .deployment.bench import bench, host, ratio, table
-    timings = bench([arguments.name], arguments.size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
+    name, size = _name(arguments), arguments.size
+    if card := folder_card(name):
+        name, size = card.model, size or card.preprocess.input_size[-1]
+    timings = bench([name], size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
                     arguments.compile, rounds=arguments.rounds)
     if arguments.json:
         forms = [asdict(timing) | dict(images_per_second=timing.images_per_second, ratio=ratio(timing, timings)) for timing in timings]
@@ -278,7 +382,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _publish(arguments: argparse.Namespace) -> None:
     from .checkpoints.publish import publish
-    publication = publish(arguments.name, arguments.to, dry_run=not arguments.upload)
+    publication = publish(_name(arguments), arguments.to, dry_run=not arguments.upload)
     if arguments.json:
         return _print_json(asdict(publication))
     for file in publication.files:

@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from .checkpoints.card import Accuracy, Card, Comparison
 from .checkpoints.store import Copy
 
-__all__ = ['card_list', 'card_page', 'columns']
+if TYPE_CHECKING:
+    from .training.evaluate import Evaluation
+
+__all__ = ['card_list', 'card_page', 'columns', 'evaluation_page']
 
 LABELS_SHOWN = 10
+CLASSES_SHOWN, CONFUSIONS_SHOWN = 20, 5
 
 
 def card_list(cards: Iterable[Card]) -> str:
@@ -35,6 +40,21 @@ def card_page(card: Card, copies: Sequence[Copy], width: int) -> str:
     }
     body = '\n\n'.join(f'{title}\n{text}' if title else text for title, text in sections.items() if text)
     return f'{card.name}\n{textwrap.fill(card.title, width)}\n\n{body}'
+
+
+def evaluation_page(name: str, result: Evaluation) -> str:
+    """Accuracy, the classes (of many those that are found least), and what is taken for what most often."""
+    accuracy, (low, high) = result.accuracy, result.accuracy.top1_interval
+    head = (f'{name} on {accuracy.dataset}, {accuracy.n} images: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), '
+            f'top-5 {accuracy.top5:.2f} %, calibration error {result.calibration_error:.2f} %, {result.images_per_second:.0f} images/s')
+    worst = sorted((one for one in result.classes if one.n), key=lambda one: one.recall)[:CLASSES_SHOWN]
+    rows = [('class', 'images', 'recall, %', 'precision, %'), *(
+        (one.label, f'{one.n:,}', f'{one.recall:.1f}', '' if one.precision is None else f'{one.precision:.1f}') for one in worst)]
+    mistakes = [(count, label, guess) for label, guesses in result.confusion.items() for guess, count in guesses.items() if guess != label]
+    taken = [(label, 'is called', guess, f'{count} times') for count, label, guess in sorted(mistakes, reverse=True)[:CONFUSIONS_SHOWN]]
+    left_out = sum(one.n > 0 for one in result.classes) - len(worst)
+    more = f'\n  and {left_out} classes that are found more often' if left_out > 0 else ''
+    return '\n\n'.join(filter(None, (head, columns(rows, right=(1, 2, 3)) + more, columns(taken, right=(3,)))))
 
 
 def columns(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:

@@ -101,6 +101,7 @@ class Card:
     label_ids: tuple[str, ...] | None = None        # WordNet ids, where the classes have them
     imagenet_indices: tuple[int, ...] | None = None  # ImageNet-1k class numbers, likewise
     recipe: str | None = None           # the recipe it was trained by
+    base: str | None = None             # what it was trained from, where that was its user's doing and not this package's
     comparison: Comparison | None = None
     default: bool = False               # what the bare architecture's name means
 

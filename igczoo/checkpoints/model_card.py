@@ -8,15 +8,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import timm
 import torch
 from huggingface_hub.utils import yaml_dump
 from timm.data import ImageNetInfo
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..nets.families import build, timm_cfg
+from ..nets.families import VARIANTS, build, timm_cfg
 from .card import Accuracy, Card, Trained, cards, weights_folder
 
-__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'weights_table', 'with_table']
+__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'net_of', 'weights_table', 'with_table']
 
 TABLE_MARKS = '<!-- weights: written by python -m igczoo.checkpoints.model_card -->', '<!-- end of weights -->'
 TRAINING_DATA = {'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k'}  # tag -> on the hub
@@ -35,13 +36,25 @@ CITATION = '''```bibtex
 
 def config_json(card: Card) -> str:
     """The config.json of a hub repository in timm's layout."""
-    model = build(card.model, num_classes=card.num_classes, device='meta')
+    model = net_of(card)
     labels = ImageNetInfo().label_descriptions() if isinstance(card.labels, str) else card.labels
-    config = dict(
-        architecture=card.model, num_classes=card.num_classes, num_features=model.num_features, global_pool=model.global_pool.pool_type,
-        label_names=labels, pretrained_cfg=dict(tag=card.tag) | timm_cfg(
-            card.model, **asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title))
+    facts = dict(asdict(card.preprocess), num_classes=card.num_classes, license=card.license, description=card.title)
+    if card.model in VARIANTS:
+        pool, cfg = model.global_pool.pool_type, timm_cfg(card.model, **facts)
+    else:
+        own = ('first_conv', 'classifier', 'pool_size')
+        pool, cfg = 'avg', {key: value for key, value in model.pretrained_cfg.items() if key in own} | facts
+    config = dict(architecture=card.model, num_classes=card.num_classes, num_features=model.num_features, global_pool=pool,
+                  label_names=labels, pretrained_cfg=dict(tag=card.tag) | cfg)
     return json.dumps(config, indent=1, ensure_ascii=False) + '\n'
+
+
+def net_of(card: Card) -> torch.nn.Module:
+    """The card's net without weights, on the meta device: one of this package, or timm's own that somebody has trained here."""
+    if card.model in VARIANTS:
+        return build(card.model, num_classes=card.num_classes, device='meta')
+    with torch.device('meta'):
+        return timm.create_model(card.model, num_classes=card.num_classes)
 
 
 def model_card(card: Card) -> str:
@@ -53,11 +66,12 @@ def model_card(card: Card) -> str:
         'Where it comes from': _provenance(card),
         'Limits': card.limits,
         'Terms': f'Licence of the weights: {card.license}. {card.terms}'.strip(),
-        'Citation': CITATION,
+        'Citation': CITATION if card.model in VARIANTS else '',
     }
     body = ''.join(f'\n## {title}\n{text}\n' for title, text in sections.items() if text)
     metadata = yaml_dump(_metadata(card), sort_keys=False)
-    return f'---\n{metadata}---\n# {card.name}\n\n{card.title}. {INTRODUCTION}\n{_facts(card)}{body}'
+    introduction = INTRODUCTION if card.model in VARIANTS else ''
+    return f'---\n{metadata}---\n# {card.name}\n\n{card.title}. {introduction}\n{_facts(card)}{body}'
 
 
 def weights_table(found: dict[str, Card]) -> str:
@@ -108,7 +122,7 @@ def _metadata(card: Card) -> dict[str, Any]:
     """The hub's metadata. Its model-index has what was measured, never what others print."""
     measured = [accuracy for accuracy in card.accuracy if accuracy.by == 'igczoo']
     metadata = dict(library_name='timm', pipeline_tag='image-classification', license=card.license.lower(),
-                    tags=['timm', 'igcnet', 'image-classification'])
+                    tags=['timm', *['igcnet'] * (card.model in VARIANTS), 'image-classification'])
     if card.tag in TRAINING_DATA:
         metadata['datasets'] = [TRAINING_DATA[card.tag]]
     metadata['metrics'] = ['accuracy']
@@ -144,6 +158,12 @@ def _facts(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
+    if card.base:
+        return '''```python
+import igczoo
+classifier = igczoo.load('FOLDER')                              # where this file lies, or 'hf-hub:organisation/name'
+print(classifier.classify('photograph.jpg', k=3))               # labels with scores, likeliest first
+```'''
     return f'''```python
 import igczoo, timm                                             # igczoo tells timm of its models
 classifier = igczoo.load('{card.name}')

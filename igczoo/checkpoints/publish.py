@@ -1,4 +1,4 @@
-"""A checkpoint of weights/ onto the Hugging Face hub: check it, upload it, fetch it back, and only then write its commit into the card.
+"""A checkpoint onto the Hugging Face hub: check it, upload it, fetch it back, and only then write its commit into the card.
 
 HF_TOKEN and HF_ENDPOINT mean what they mean to huggingface_hub.
 """
@@ -17,12 +17,12 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from ..nets.families import build
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
 from .digests import sha256
 from .download import DownloadError
+from .folder import CARD, folder_card
 from .hub import download_from_hub
-from .model_card import config_json, count_params, model_card
+from .model_card import config_json, count_params, model_card, net_of
 from .store import StoreError, fetch
 
 __all__ = ['File', 'Publication', 'PublishError', 'publish']
@@ -50,14 +50,14 @@ class Publication:
 
 
 def publish(card: Card | str, to: str, dry_run: bool = True) -> Publication:
-    """Check a checkpoint of weights/ and, unless ``dry_run``, publish it as the repository `<to>/<model>.<tag>`.
+    """Check a checkpoint and, unless ``dry_run``, publish it as the repository `<to>/<model>.<tag>`.
 
     The upload is one commit of model.safetensors, of config.json and README.md made from the card, and of card.json without a revision;
     other files of the repository stay. Each file is fetched again at that commit, the weights by the store, and only where all have the
     right bytes the commit goes into the card. Where the repository has the same files already no commit is made.
 
     Args:
-        card: of the folder in weights/, or its name as `find_card` takes it.
+        card: of the folder in weights/, or its name as `find_card` takes it, or a folder that training left.
         to: a user or an organisation on the hub.
         dry_run: check only; no request is made.
 
@@ -66,7 +66,10 @@ def publish(card: Card | str, to: str, dry_run: bool = True) -> Publication:
         PublishError: the weights are somebody else's or not what the card says, the hub refuses, or gives other bytes back. Unless the
             message says otherwise the card is as it was.
     """
-    path = weights_folder() / (card.name if isinstance(card, Card) else find_card(card).name) / 'card.json'
+    if not isinstance(card, Card) and folder_card(card):
+        path = Path(card) / CARD
+    else:
+        path = weights_folder() / (card.name if isinstance(card, Card) else find_card(card).name) / CARD
     found = read_card(path)
     if isinstance(card, Card) and card != found:
         raise PublishError(f'{path} is not the card given; write that one there first, or give the name {card.name!r}')
@@ -112,7 +115,7 @@ def _check_weights(card: Card, weights: bytes) -> None:
     if (len(weights), _sha256(weights)) != (card.size, card.sha256):
         raise ValueError(f'it has {len(weights)} bytes and sha256 {_sha256(weights)}, not {card.size} and {card.sha256}')
     tensors = load(weights)
-    model = build(card.model, num_classes=card.num_classes, device='meta')
+    model = net_of(card)
     model.load_state_dict(tensors, assign=True)
     dtypes = {str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values() if tensor.is_floating_point()}
     if dtypes != {card.dtype}:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..checkpoints.card import find_card
 from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
+from .explain import Explanation, explain
 from .photograph import ImageError, find_images, image_name, open_image
 
 __all__ = ['Classifier', 'Prediction', 'load']
@@ -158,6 +159,10 @@ class Classifier:
             rows.append(output)
         return torch.stack(rows) if rows else torch.empty(0, self.model.num_features)
 
+    def explain(self, image: Any, label: str | int | None = None) -> Explanation:
+        """Where the net looked: a heat map over a photograph, for the likeliest label or a named one; see `explain.explain`."""
+        return explain(self, image, label)
+
     def _each(
             self, images: Iterable[Any], batch_size: int, forward: Callable[[Tensor], Tensor],
     ) -> Iterator[tuple[Any, Tensor | ImageError]]:
@@ -270,7 +275,7 @@ def _check_folder(folder: Path) -> None:
         package = timm.models.model_entrypoint(architecture).__module__.partition('.')[0]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f'{folder / "config.json"}: names no known architecture ({type(error).__name__}: {_one_line(error)})') from error
-    if package != PACKAGE:
+    if package != PACKAGE and not (folder / 'card.json').is_file():     # with a card it is one of timm's that was trained here
         raise ValueError(f'{folder / "config.json"}: names the model {architecture!r}, which is not of {PACKAGE}; load it by timm')
 
 

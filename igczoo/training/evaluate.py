@@ -3,28 +3,50 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
-from ..inference.classifier import Classifier
-from .images import open_split
+from ..inference.classifier import Classifier, Prediction
+from .images import Part, open_split
 
-__all__ = ['Evaluation', 'count_correct', 'evaluate', 'wilson_interval']
+__all__ = ['ClassScore', 'Evaluation', 'Guess', 'count_correct', 'evaluate', 'evaluate_set', 'wilson_interval']
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is told from the others."""
+    label: str
+    n: int                      # images of it
+    recall: float | None        # per cent of its images that are called it; None where it has none
+    precision: float | None     # per cent of the images called it that are of it; None where there are none
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What was made of one image."""
+    image: str                  # its file, or Parquet file and row
+    label: str                  # of the data
+    predictions: tuple[Prediction, ...]     # five at most, best first
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found."""
+    """What `evaluate` found. Only classes that the data have are counted."""
     accuracy: Accuracy
     images_per_second: float    # decoding and preprocessing included
+    classes: tuple[ClassScore, ...]
+    confusion: dict[str, dict[str, int]]    # label -> what its images are called, most often first -> how many
+    calibration_error: float    # per cent: ECE, the mean distance of score and top-1 in 15 bins of equal width
+    guesses: tuple[Guess, ...]  # of every image, in the data's order
 
 
 def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, workers: int = 0) -> Evaluation:
@@ -40,19 +62,72 @@ def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, wo
         ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened.
         RuntimeError: a logit is infinite or not a number.
     """
-    dataset = open_split(data, train=False, transform=classifier.preprocess)
+    return evaluate_set(classifier, open_split(data, train=False), str(data), batch_size, workers)
+
+
+def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 256, workers: int = 0) -> Evaluation:
+    """`evaluate` on a set that is open, of the name ``data``, with neither a transform."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
-    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    loader = DataLoader(Part(dataset, range(len(dataset)), transform=classifier.preprocess), batch_size, num_workers=workers)
     device, dtype = classifier.device, classifier.dtype
     started = time.perf_counter()
-    top1, top5 = count_correct(
-        classifier.network, ((x.to(device, dtype), to_label[y].to(device)) for x, y in tqdm(loader, 'evaluate', disable=None)))
-    n, seconds = len(dataset), time.perf_counter() - started
+    scores, indices, ranks = [], [], []
+    classifier.network.eval()
+    for x, y in tqdm(loader, 'evaluate', disable=None, leave=False):
+        logits = _logits(classifier.network, x.to(device, dtype))
+        best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
+        right = best == to_label[y, None]
+        scores.append(logits.softmax(1).gather(1, best))
+        indices.append(best)
+        ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
+    seconds = time.perf_counter() - started
+    scores, indices, ranks = torch.cat(scores), torch.cat(indices), torch.cat(ranks)
+    labels = to_label[torch.tensor(dataset.targets)]
+    n, top1, top5 = len(labels), int((ranks == 0).sum()), int((ranks < 5).sum())
     low, high = wilson_interval(top1, n)
-    return Evaluation(Accuracy(
-        dataset=Path(data).resolve().name, split='evaluation', by='igczoo', n=n,
-        top1=round(100 * top1 / n, 2), top5=round(100 * top5 / n, 2),
-        top1_interval=(round(100 * low, 2), round(100 * high, 2))), n / seconds)
+    accuracy = Accuracy(
+        dataset=Path(data).resolve().name, split='evaluation', by='igczoo', n=n, top1=round(100 * top1 / n, 2),
+        top5=round(100 * top5 / n, 2), top1_interval=(round(100 * low, 2), round(100 * high, 2)))
+    return Evaluation(
+        accuracy, n / seconds, _class_scores(labels, indices[:, 0], classifier.labels),
+        _confusion(labels, indices[:, 0], classifier.labels), round(100 * _calibration_error(scores[:, 0], ranks == 0), 2), tuple(
+            Guess(dataset.name(row), classifier.labels[label], tuple(
+                Prediction(classifier.labels[index], score, index) for index, score in zip(best, values, strict=True)))
+            for row, (label, best, values) in enumerate(zip(labels.tolist(), indices.tolist(), scores.tolist(), strict=True))))
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """float32 (N, classes) on the CPU."""
+    logits = model(x).float().cpu()
+    _check_finite(logits)
+    return logits
+
+
+def _class_scores(labels: Tensor, called: Tensor, names: Sequence[str]) -> tuple[ClassScore, ...]:
+    """Of the classes that images have or are called."""
+    there, named, right = (torch.bincount(which, minlength=len(names)) for which in (labels, called, labels[labels == called]))
+    return tuple(ClassScore(name, n, _per_cent(hits, n), _per_cent(hits, times)) for name, n, times, hits in zip(
+        names, there.tolist(), named.tolist(), right.tolist(), strict=True) if n or times)
+
+
+def _per_cent(part: int, whole: int) -> float | None:
+    return round(100 * part / whole, 2) if whole else None
+
+
+def _confusion(labels: Tensor, called: Tensor, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = Counter(zip(labels.tolist(), called.tolist(), strict=True))
+    table: dict[str, dict[str, int]] = {}
+    for (label, guess), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
+        table.setdefault(names[label], {})[names[guess]] = count
+    return table
+
+
+def _calibration_error(scores: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Guo et al., On Calibration of Modern Neural Networks (2017), equation 3."""
+    bin_of = (scores * bins).long().clamp(max=bins - 1)
+    sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, values.double()) for values in (scores, right)]
+    return (sums[0] - sums[1]).abs().sum().item() / len(scores)
 
 
 @torch.inference_mode()
@@ -71,12 +146,16 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], bf
     for x, y in batches:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             logits = model(x)
-        if not logits.isfinite().all():
-            raise RuntimeError(f'the model gives {logits[~logits.isfinite()][0].item()} for a logit, which is no score; its weights or the '
-                               f'type it computes in ({logits.dtype}) are wrong')
+        _check_finite(logits)
         right = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         top1, top5 = top1 + right[:, 0].sum().item(), top5 + right.any(1).sum().item()
     return top1, top5
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise RuntimeError(f'the model gives {logits[~logits.isfinite()][0].item()} for a logit, which is no score; its weights or the '
+                           f'type it computes in ({logits.dtype}) are wrong')
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -1,25 +1,48 @@
-"""Labelled image sets for training and evaluation: Parquet files, a folder of class folders, or torchvision's CIFAR-10."""
+"""Labelled image sets for training and evaluation: Parquet files, folders of class folders, a CSV list, or torchvision's sets.
+
+Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, and ``name(row)`` says
+what a row is called where a user reads of it.
+"""
 from __future__ import annotations
 
 import bisect
+import csv
+import inspect
 import itertools
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import datasets
 from torchvision.datasets import CIFAR10, ImageFolder
+from tqdm import tqdm
 
 from ..inference.photograph import ImageError, find_images, open_image
 
-__all__ = ['FolderImages', 'ParquetImages', 'open_split', 'stack_images']
+__all__ = [
+    'FolderImages',
+    'ListedImages',
+    'ParquetImages',
+    'Part',
+    'Squares',
+    'TorchvisionImages',
+    'open_photographs',
+    'open_split',
+    'read_squares',
+    'stack_images',
+]
 
 EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the labelled split that training never sees
+FILE_COLUMNS, LABEL_COLUMNS = ('file', 'image', 'path', 'filename', 'filepath'), ('label', 'class', 'target')      # of a CSV list
+WINDOW = 64         # photographs whose squares may wait for their turn
 
 
 class ParquetImages(Dataset):
@@ -65,14 +88,21 @@ class ParquetImages(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = bisect.bisect_right(self.starts, index) - 1
-        row = index - self.starts[file]
+        file, row = self._place(index)
         encoded = self.encoded[file][row].as_py()
         try:
             image = open_image(b'' if encoded is None else encoded)
         except ImageError as error:
-            raise ImageError(f'{self.files[file]}, row {row}: {error}') from None
+            raise ImageError(f'{self.name(index)}: {error}') from None
         return (self.transform(image) if self.transform else image), self.targets[index]
+
+    def name(self, index: int) -> str:
+        file, row = self._place(index)
+        return f'{self.files[file]}, row {row}'
+
+    def _place(self, index: int) -> tuple[int, int]:
+        file = bisect.bisect_right(self.starts, index) - 1
+        return file, index - self.starts[file]
 
 
 def _check_labels(file: Path, targets: list[int | None], classes: int) -> None:
@@ -93,6 +123,68 @@ class FolderImages(ImageFolder):
     def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
         return [(str(path), index) for name, index in class_to_idx.items() for path in find_images(Path(directory, name))]
 
+    def name(self, index: int) -> str:
+        return self.samples[index][0]
+
+
+class ListedImages(Dataset):
+    """Photographs by their paths."""
+
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], classes: Sequence[str],
+                 transform: Callable[[Image.Image], Any] | None = None):
+        self.files, self.targets, self.classes, self.transform = list(files), list(targets), list(classes), transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = open_image(self.files[index])
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+
+class TorchvisionImages(Dataset):
+    """A classification set of torchvision's, opened as every photograph is."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        found = next((getattr(dataset, key) for key in ('targets', '_labels', 'labels', 'y') if hasattr(dataset, key)), None)
+        self.targets = [int(label) for label in (found if found is not None else (dataset[i][1] for i in range(len(dataset))))]
+        names = getattr(dataset, 'classes', None) or range(max(self.targets) + 1)
+        self.classes = [', '.join(map(str, name)) if isinstance(name, tuple) else str(name) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return open_image(self.dataset[index][0]), self.targets[index]
+
+    def name(self, index: int) -> str:
+        return f'{type(self.dataset).__name__} {index}'
+
+
+class Part(Dataset):
+    """Some rows of a set, perhaps by other numbers of the classes."""
+
+    def __init__(self, whole: Dataset, rows: Sequence[int], classes: Sequence[str] | None = None,
+                 transform: Callable[[Image.Image], Any] | None = None):
+        self.whole, self.rows, self.transform = whole, list(rows), transform
+        self.classes = list(whole.classes if classes is None else classes)
+        number = {name: index for index, name in enumerate(self.classes)}
+        self.targets = [number[whole.classes[whole.targets[row]]] if classes is not None else whole.targets[row] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.whole[self.rows[index]][0]
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.rows[index])
+
 
 class Cifar10Images(CIFAR10):
     """torchvision's CIFAR-10, opened as every photograph is."""
@@ -100,6 +192,105 @@ class Cifar10Images(CIFAR10):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = open_image(self.data[index])
         return (self.transform(image) if self.transform else image), self.targets[index]
+
+    def name(self, index: int) -> str:
+        return f'{"train" if self.train else "test"} {index}'
+
+
+def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
+    """Open a user's own photographs: the training split and the evaluation split, or everything and None where nobody has split them.
+
+    Args:
+        path: what `open_split` reads; or a folder of one folder a class, one of Parquet files of any names, one Parquet file; or a CSV
+            file with a head line and columns file (relative to the CSV file), label and perhaps split (train, val, validation or test);
+            or `torchvision:NAME:ROOT`, a set of `torchvision.datasets` that lies in ROOT.
+
+    Raises:
+        ValueError: nothing readable is there, or its labels or classes are wrong; one line says what.
+    """
+    if str(path).startswith('torchvision:'):
+        return _open_torchvision(str(path))
+    path = Path(path).expanduser()
+    if path.suffix.lower() == '.csv':
+        return _open_list(path)
+    if path.is_file() and path.suffix == '.parquet':
+        return ParquetImages([path]), None
+    if not path.is_dir():
+        raise ValueError(f'{path}: is no folder, no CSV file and no Parquet file; give the folder that holds a folder a class')
+    if _has_split(path, 'train') or (path / CIFAR10.base_folder).is_dir():
+        train = open_split(path, train=True)
+        evaluation = (path / CIFAR10.base_folder).is_dir() or any(_has_split(path, split) for split in EVALUATION_SPLITS)
+        return train, open_split(path, train=False) if evaluation else None
+    if files := sorted(path.glob('*.parquet')):
+        return ParquetImages(files), None
+    try:
+        return FolderImages(path), None
+    except (FileNotFoundError, ImageError) as error:
+        raise ValueError(f'{path}: {" ".join(str(error).split())}; give a folder that holds one folder of photographs a class') from None
+
+
+def _has_split(path: Path, split: str) -> bool:
+    return (path / split).is_dir() or any(path.glob(f'{split}-*.parquet'))
+
+
+def _open_list(path: Path) -> tuple[Dataset, Dataset | None]:
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:
+            reader = csv.DictReader(file)
+            heads = {(head or '').strip().lower(): head for head in reader.fieldnames or ()}
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'{path}: cannot be read as CSV ({error})') from None
+    files, labels = (next((heads[name] for name in names if name in heads), None) for names in (FILE_COLUMNS, LABEL_COLUMNS))
+    if files is None or labels is None:
+        raise ValueError(f'{path}: its head line is {",".join(reader.fieldnames or ())!r}; it must name a column '
+                         f'{" or ".join(FILE_COLUMNS)}, and one {" or ".join(LABEL_COLUMNS)}')
+    if not rows:
+        raise ValueError(f'{path}: has no rows; give a line for each photograph')
+    parts: dict[str, list[tuple[Path, str]]] = {'train': [], 'evaluation': []}
+    for number, row in enumerate(rows, start=2):
+        name, label, split = ((row.get(column) or '').strip() for column in (files, labels, heads.get('split', '')))
+        if not name or not label:
+            raise ValueError(f'{path}, line {number}: has no {"file" if not name else "label"}; fill it in or remove the line')
+        if split and split not in ('train', *EVALUATION_SPLITS):
+            raise ValueError(f'{path}, line {number}: has the split {split!r}; it must be train, {", ".join(EVALUATION_SPLITS)} or empty')
+        parts['evaluation' if split in EVALUATION_SPLITS else 'train'].append((path.parent / name, label))
+    if not parts['train']:
+        raise ValueError(f'{path}: no line is of the split train; give some to train on')
+    classes = sorted({label for rows in parts.values() for _, label in rows})
+    train, evaluation = (ListedImages([file for file, _ in rows], [classes.index(label) for _, label in rows], classes)
+                         for rows in parts.values())
+    return train, evaluation if len(evaluation) else None
+
+
+def _open_torchvision(spec: str) -> tuple[Dataset, Dataset | None]:
+    _, name, root = (*spec.split(':', 2), '', '')[:3]
+    kind = getattr(datasets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset) and root):
+        raise ValueError(f'{spec!r}: must be torchvision:NAME:ROOT, NAME a set of torchvision.datasets such as Flowers102')
+    wanted = inspect.signature(kind).parameters
+    if 'train' in wanted:
+        choices: Iterable[tuple] = ([dict(train=True)], [dict(train=False)])
+    elif 'split' in wanted:
+        choices = ([dict(split=split) for split in ('train', 'trainval')], [dict(split=split) for split in ('test', 'val', 'valid')])
+    else:
+        choices = ([{}], [])
+    opened = [_first_that_opens(kind, root, options, spec) for options in choices]
+    return opened[0], opened[1]
+
+
+def _first_that_opens(kind: type, root: str, choices: list[dict], spec: str) -> Dataset | None:
+    """The set by the first options it knows."""
+    for options in choices:
+        try:
+            return TorchvisionImages(kind(root, **options))
+        except ValueError:      # of a split it has not
+            continue
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f'{spec}: {" ".join(str(error).split())[:300]}') from None
+    if choices:
+        raise ValueError(f'{spec}: has no split that is known here')
+    return None
 
 
 def open_split(path: str | Path, train: bool, transform: Callable[[Image.Image], Any] | None = None) -> Dataset:
@@ -168,3 +359,47 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+class Squares(NamedTuple):
+    """A decoded set."""
+    images: Tensor                      # uint8 (n, 3, size, size)
+    rows: list[int]                     # of the set
+    skipped: list[tuple[str, str]]      # of each row left out its name, and why
+    thumbs: np.ndarray                  # uint8 (n, 8, 9), grey, of the whole photographs
+    sums: list[int]                     # of all their pixels, a checksum
+
+
+def read_squares(dataset: Dataset, size: int, store: Path | None = None) -> Squares:
+    """Decode a set into memory or a file by as many threads as there are cores, leaving out images that cannot be opened.
+
+    Args:
+        dataset: without a transform.
+        size: pixels; as `stack_images` has them.
+        store: a file to keep the images in, mapped into memory, where they may be more than the memory holds.
+    """
+    shape = (len(dataset), 3, size, size)
+    images = np.empty(shape, np.uint8) if store is None else np.lib.format.open_memmap(store, 'w+', np.uint8, shape)
+
+    def read(row: int) -> tuple[np.ndarray, np.ndarray, int] | ImageError:
+        try:
+            image = dataset[row][0]
+        except ImageError as error:
+            return error
+        thumb = np.asarray(image.convert('L').resize((9, 8), Image.Resampling.BOX))
+        return np.asarray(_square(image, size)), thumb, zlib.crc32(image.tobytes(), image.width)
+
+    rows, skipped, thumbs, sums = [], [], np.empty((len(dataset), 8, 9), np.uint8), []
+    with ThreadPoolExecutor() as threads, tqdm(total=len(dataset), desc='read photographs', disable=None, leave=False) as bar:
+        for start in range(0, len(dataset), WINDOW):
+            window = range(start, min(start + WINDOW, len(dataset)))
+            for row, found in zip(window, threads.map(read, window), strict=True):
+                bar.update()
+                if isinstance(found, ImageError):
+                    skipped.append((dataset.name(row), str(found)))
+                    continue
+                square, thumbs[len(rows)], pixels = found
+                images[len(rows)] = square.transpose(2, 0, 1)       # (H, W, 3) -> (3, H, W)
+                rows.append(row)
+                sums.append(pixels)
+    return Squares(torch.from_numpy(images)[:len(rows)], rows, skipped, thumbs[:len(rows)], sums)

@@ -96,8 +96,8 @@ def test_statistics_are_those_of_the_training_images(data, tmp_path):
 
 
 def test_it_learns(data, tmp_path):
-    log = train(dataclasses.replace(RECIPE, epochs=8, label_smoothing=0.), data, tmp_path, device='cpu')
-    assert log[-1]['train_loss'] < 0.5 * log[0]['train_loss']
+    log = train(dataclasses.replace(RECIPE, epochs=16, label_smoothing=0.), data, tmp_path, device='cpu')
+    assert log[-1]['train_loss'] < 0.7 * log[0]['train_loss']
     assert log[-1]['lr'] < 0.01 < max(row['lr'] for row in log)
 
 

@@ -1,0 +1,51 @@
+"""A folder that training leaves: a checkpoint like those of weights/, which igczoo, timm's local-dir: and transformers load."""
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import replacing
+from .card import Card, read_card, write_card
+from .digests import sha256
+from .model_card import config_json, model_card
+
+__all__ = ['CARD', 'WEIGHTS', 'folder_card', 'tag_for', 'write_checkpoint']
+
+CARD, CONFIG, README, WEIGHTS = 'card.json', 'config.json', 'README.md', 'model.safetensors'
+
+
+def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, Tensor]) -> Card:
+    """Write model.safetensors, config.json, README.md and at last card.json into ``folder``; each is whole or not there.
+
+    Returns:
+        The card with the size and digest of the weights, as it was written.
+    """
+    folder = Path(folder)
+    with replacing(folder / WEIGHTS) as file:
+        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, file, metadata={'format': 'pt'})
+    card = replace(card, size=(folder / WEIGHTS).stat().st_size, sha256=sha256(folder / WEIGHTS))
+    for name, text in ((CONFIG, config_json(card)), (README, model_card(card))):
+        with replacing(folder / name) as file:
+            file.write_text(text, encoding='utf-8')
+    write_card(card, folder / CARD)
+    return card
+
+
+def folder_card(name: str | os.PathLike) -> Card | None:
+    """The card in a folder; None where ``name`` is no folder with one.
+
+    Raises:
+        CardError: there is one that cannot be read.
+    """
+    path = Path(os.fspath(name).removeprefix('local-dir:')).expanduser() / CARD
+    return read_card(path) if os.fspath(name) and path.is_file() else None
+
+
+def tag_for(folder: str | os.PathLike) -> str:
+    """The folder's name as a card's tag: letters, digits, _ and - only."""
+    return re.sub(r'[^A-Za-z0-9_-]+', '_', Path(folder).resolve().name).lstrip('-') or 'mine'

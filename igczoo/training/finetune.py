@@ -1,0 +1,519 @@
+"""Fine-tuning: a checkpoint and somebody's own photographs in, a checkpoint of their classes out.
+
+What `finetune` does, in the order it does it:
+
+1. The photographs are decoded once, into squares a third larger than the net's input. Where nobody has split them, a fifth of each class is
+   kept to measure by, and a tenth of the rest to watch the training by.
+2. The new classifier is fitted alone, on the features that the net has of every photograph and its mirror image: a convex problem.
+3. All layers are trained, by AdamW at rates that fall from the classifier to the stem, a cosine in all, on random windows and mirror images
+   with smoothed labels. What counts are the averaged weights (an exponential moving average).
+4. The averaged weights of the epoch whose watched photographs had the lowest loss are kept; where that has not fallen for a third of the
+   run, the run ends.
+5. The kept weights are measured once, by the reader and the preprocessing of every other evaluation, and written as a checkpoint folder.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import create_transform, resolve_model_data_config
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..checkpoints.card import Card, Preprocess, cards
+from ..checkpoints.folder import CARD, folder_card, tag_for, write_checkpoint
+from ..checkpoints.model_card import count_macs, count_params
+from ..files import replacing
+from ..inference.classifier import Classifier, load
+from ..nets.igcnet import IGCNet
+from .augment import Augmentation
+from .evaluate import evaluate_set
+from .images import Part, open_photographs, read_squares
+from .planar import PlanarIGCNet, has_igc_layers
+from .split import copies_between, stratified_split
+
+__all__ = ['finetune']
+
+EVALUATION_SHARE, WATCHED_SHARE = .2, .1
+LEAST_WATCHED = 10      # photographs of the average class, below which none is spared to watch by
+MOST_WATCHED = 2000
+IMAGES_SHOWN = 30_000   # to the net in a run, where neither epochs nor minutes are given
+EPOCHS = 5, 100         # at least and at most, likewise
+BATCH = 32
+LEAST_BATCH = 16        # below it BatchNorm keeps the statistics it has
+RATE, LAYER_DECAY, WEIGHT_DECAY = 1e-3, .7, .05
+WARMUP = .05            # of the run
+AVERAGING = .99
+SMOOTHING = .1
+MIN_AREA = .35          # of a photograph that a window takes
+HEAD_PENALTY = 1e-3     # on the squares of the classifier's weights, of features scaled to one
+HEAD_IMAGES = 20_000    # the classifier is fitted on, at most
+MEMORY = 4 << 30        # bytes of photographs; more are kept in a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides what is learnt, but the photographs."""
+    model: str
+    size: int               # pixels of the net's input
+    epochs: int | None
+    minutes: float | None
+    freeze: bool
+    pretrained: bool
+    seed: int
+
+
+class _Album(NamedTuple):
+    """The photographs of a run."""
+    classes: list[str]
+    images: Tensor          # uint8 (n, 3, side, side), to train on
+    labels: Tensor          # int64 (n,)
+    watched: Tensor         # uint8 (w, 3, side, side); none, where there are too few
+    watched_labels: Tensor
+    evaluation: Dataset     # undecoded, to measure by
+
+
+def finetune(
+        name: str | os.PathLike,
+        data: str | Path,
+        out: str | os.PathLike,
+        *,
+        epochs: int | None = None,
+        minutes: float | None = None,
+        freeze: bool = False,
+        size: int | None = None,
+        seed: int = 0,
+        pretrained: bool = True,
+        device: str | torch.device | None = None,
+        bf16: bool | None = None,
+        report: bool = True,
+) -> Classifier:
+    """Train a checkpoint further on photographs of other classes; this file's first lines say how.
+
+    ``out`` becomes a checkpoint folder: config.json, model.safetensors, card.json with the measured accuracy, README.md (a model card),
+    log.csv, split.csv (which photograph trained, watched or measured, and what was left out or stands on both sides) and, where matplotlib
+    is installed, pictures. A run in ``out`` of the same settings and photographs goes on from its last whole epoch, to the same bytes where
+    ``minutes`` is not given.
+
+    Args:
+        name: what `igczoo.load` takes; or `timm:` and the name of one of timm's own models.
+        data: as `images.open_photographs` reads it.
+        out: folder to make.
+        epochs: how often each photograph is shown; by default as often as makes 30,000 of all, 5 to 100 times.
+        minutes: that everything together may take, instead.
+        freeze: fit the classifier only; the other layers stay as they are.
+        size: pixels of the net's input; by default the checkpoint's.
+        seed: of the split, the order of photographs and their windows.
+        pretrained: start from the checkpoint's weights; otherwise from random ones, of which every layer is trained alike.
+        device: where to compute; the first GPU if there is one, else the CPU.
+        bf16: mixed precision, bfloat16; None means where the device is fast at it.
+        report: draw the pictures.
+
+    Returns:
+        The classifier in ``out``.
+
+    Raises:
+        ValueError: the photographs or their classes are wrong, ``out`` holds something else, or the settings contradict each other.
+        RuntimeError: the loss is no number any more.
+    """
+    began = time.monotonic()
+    if epochs is not None and minutes is not None:
+        raise ValueError('epochs and minutes both say how long to train; give one of them')
+    if freeze and not pretrained:
+        raise ValueError('freeze keeps the layers as they are, and random ones know nothing; give one of freeze and pretrained=False')
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
+    net, preprocess, base = _start(os.fspath(name), pretrained, size, seed)
+    settings = Settings(model=os.fspath(name), size=preprocess.input_size[-1], epochs=epochs, minutes=minutes, freeze=freeze,
+                        pretrained=pretrained, seed=seed)
+    out = Path(out)
+    run = _Run.open(out, settings)
+    if run.finished:
+        return load(out, device=device)
+    album = _read_album(data, out, settings)
+    net.reset_classifier(len(album.classes))
+    net = net.to(device, memory_format=torch.channels_last)
+    trainer = _Trainer(net, album, preprocess, settings, run, device, bf16)
+    trainer.train(began)
+    classifier = Classifier(net, _transform(preprocess), album.classes)
+    _finish(out, classifier, album, preprocess, settings, base, data, report)
+    return load(out, device=device)
+
+
+def _is_fast_at_bf16(device: torch.device) -> bool:
+    if device.type == 'cpu':
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == 'cuda' and torch.cuda.is_bf16_supported()
+
+
+def _start(name: str, pretrained: bool, size: int | None, seed: int) -> tuple[nn.Module, Preprocess, Card | None]:
+    """The net to begin with, how it sees images, and the card of its weights."""
+    torch.manual_seed(seed)
+    if name.startswith('timm:'):
+        try:
+            net, base = timm.create_model(name.removeprefix('timm:'), pretrained=pretrained), None
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(f'{name}: {" ".join(str(error).split())[:300]}; --scratch starts from random weights') from None
+    else:
+        net = load(name).model
+        base = folder_card(name) or cards().get(f'{net.pretrained_cfg["architecture"]}.{net.pretrained_cfg.get("tag")}')
+        if not pretrained:
+            cfg = net.pretrained_cfg
+            net = timm.create_model(net.pretrained_cfg['architecture'])
+            net.pretrained_cfg = cfg
+    found = resolve_model_data_config(net)
+    side = size or found['input_size'][-1]
+    return net, Preprocess((found['input_size'][0], side, side), tuple(found['mean']), tuple(found['std']), found['interpolation'],
+                           found['crop_pct'], found['crop_mode']), base
+
+
+def _transform(preprocess: Preprocess) -> Callable:
+    return create_transform(**asdict(preprocess), is_training=False)
+
+
+# The photographs ----------------------------------------------------------------------------------------------------------------------
+
+def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
+    """Open, split and decode; say in split.csv what became of each photograph."""
+    whole, evaluation = open_photographs(data)
+    classes = list(whole.classes)
+    counts = torch.bincount(torch.tensor(whole.targets), minlength=len(classes))
+    if len(classes) < 2:
+        raise ValueError(f'{data}: has {len(classes)} class ({", ".join(classes)}); a classifier needs two at least')
+    if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        raise ValueError(f'{data}: the class {empty[0]!r} has no photograph to train on; add some or remove the class')
+    if evaluation is not None and (strangers := sorted(set(evaluation.classes) - set(classes))):
+        raise ValueError(f'{data}: the evaluation split has the class {strangers[0]!r}, the training split has not; give splits of one set')
+    rows = list(range(len(whole)))
+    if evaluation is None:
+        rows, measured = stratified_split(whole.targets, EVALUATION_SHARE, settings.seed)
+        evaluation = Part(whole, measured)
+    else:
+        evaluation = Part(evaluation, range(len(evaluation)), classes)
+    spared = WATCHED_SHARE if len(rows) >= LEAST_WATCHED * len(classes) else 0
+    spared = min(spared, MOST_WATCHED / len(rows))
+    kept, watched = stratified_split([whole.targets[row] for row in rows], spared, settings.seed)
+    train, watch = (Part(whole, [rows[i] for i in places]) for places in (kept, watched))
+
+    side = round(settings.size * 4 / 3)
+    store = out / '.photographs.npy' if len(train) * 3 * side * side > MEMORY else None
+    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8)
+    skipped = [*shown.skipped, *watching.skipped, *measuring.skipped]
+    labels, watched_labels = (torch.tensor([part.targets[row] for row in read.rows], dtype=torch.long)
+                              for part, read in ((train, shown), (watch, watching)))
+    if lost := [name for index, name in enumerate(classes) if not (labels == index).any()]:
+        raise ValueError(f'{data}: no photograph of the class {lost[0]!r} can be opened ({skipped[0][1]}); replace them')
+    copies = {measuring.rows[i]: f'{"equal" if same else "nearly equal"} to {train.name(shown.rows[j])}'
+              for i, j, same in copies_between(measuring, shown)}
+    _write_split(out, [(train, shown.rows, {}), (watch, watching.rows, dict.fromkeys(watching.rows, 'watched')),
+                       (evaluation, measuring.rows, copies)], skipped)
+    if copies:
+        print(f'{len(copies)} of the photographs to measure by stand, equal or nearly so, among those to train on: see {out / "split.csv"}')
+    return _Album(classes, shown.images, labels, watching.images, watched_labels, Part(evaluation, measuring.rows))
+
+
+def _write_split(out: Path, parts: list[tuple[Part, list[int], dict[int, str]]], skipped: list[tuple[str, str]]) -> None:
+    """A line for each photograph; ``parts`` are those that train, watch and measure, each with its rows and notes on them."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator='\n')
+    writer.writerow(('file', 'label', 'split', 'note'))
+    for (part, rows, notes), split in zip(parts, ('train', 'train', 'val'), strict=True):
+        writer.writerows((part.name(row), part.classes[part.targets[row]], split, notes.get(row, '')) for row in rows)
+    writer.writerows((name, '', 'skipped', reason) for name, reason in skipped)
+    with replacing(out / 'split.csv') as file:
+        file.write_text(table.getvalue(), encoding='utf-8')
+    for name, reason in skipped[:5]:
+        print(f'left out {name}: {reason.removeprefix(f"{name}: ")}')
+    if skipped[5:]:
+        print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}')
+
+
+# The run ------------------------------------------------------------------------------------------------------------------------------
+
+class _Run:
+    """What a run keeps in its folder from epoch to epoch."""
+
+    def __init__(self, out: Path, settings: Settings, state: dict[str, Any] | None):
+        self.out, self.settings, self.state = out, settings, state
+
+    @classmethod
+    def open(cls, out: Path, settings: Settings) -> _Run:
+        """Go on with the run in ``out``, or begin one.
+
+        Raises:
+            ValueError: there is a run of other settings, or something else.
+        """
+        path = out / 'checkpoint.pt'
+        if out.exists() and not out.is_dir():
+            raise ValueError(f'{out}: is a file; name a folder')
+        if out.is_dir() and any(out.iterdir()) and not (out / 'settings.json').exists():
+            raise ValueError(f'{out}: is a folder of something else; name one that does not exist')
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / 'settings.json').exists():
+            done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+            if done != asdict(settings):
+                differing = ', '.join(f'{key} {value}' for key, value in done.items() if asdict(settings).get(key) != value)
+                raise ValueError(f'{out}: holds a run of other settings ({differing}); name another folder')
+        with replacing(out / 'settings.json') as file:
+            file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
+        return cls(out, settings, torch.load(path, weights_only=True) if path.exists() else None)
+
+    @property
+    def finished(self) -> bool:
+        return (self.out / CARD).exists()
+
+    def save(self, state: dict[str, Any]) -> None:
+        with replacing(self.out / 'checkpoint.pt') as file:
+            torch.save(state, file)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, state['log'][-1], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(state['log'])
+        with replacing(self.out / 'log.csv') as file:
+            file.write_text(table.getvalue(), encoding='utf-8')
+
+
+class _Trainer:
+    """Trains a net on an album; the net has the kept weights at the end."""
+
+    def __init__(self, net: nn.Module, album: _Album, preprocess: Preprocess, settings: Settings, run: _Run, device: torch.device,
+                 bf16: bool):
+        self.net, self.album, self.settings, self.run, self.device, self.bf16 = net, album, settings, run, device, bf16
+        self.augment = Augmentation(_Views.of(preprocess), album.images)
+        self.batch = min(BATCH, len(album.images))
+        planar = device.type == 'cpu' and isinstance(net, IGCNet) and has_igc_layers(net)
+        self.forward = PlanarIGCNet if planar else nn.Identity()
+        self.model = self.forward(net)
+
+    def train(self, began: float) -> None:
+        if self.run.state is None and self.settings.pretrained:
+            self._fit_head()
+        if not self.settings.freeze:
+            self._train_all(began)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        """uint8 (n, 3, side, side) -> pooled features, float32 (n, num_features)."""
+        self.model.eval()
+        rows = []
+        for part in tqdm(images.split(100), 'features', disable=None, leave=False):
+            x = self.augment.whole(part.to(self.device), self.settings.size)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                rows.append(self.net.forward_head(self.model.forward_features(x), pre_logits=True).float())
+        return torch.cat(rows)
+
+    def _fit_head(self) -> None:
+        """Logistic regression of the labels on the features of photographs and their mirror images, scaled to mean 0 and deviation 1."""
+        torch.manual_seed(self.settings.seed)
+        rows = torch.randperm(len(self.album.images))[:HEAD_IMAGES]
+        images, labels = self.album.images[rows], self.album.labels[rows].to(self.device)
+        features = torch.cat([self._features(images), self._features(images.flip(3))])
+        mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
+        scaled, labels = (features - mean) / deviation, labels.repeat(2)
+        weight, bias = (torch.zeros(shape, device=self.device, requires_grad=True)
+                        for shape in ((len(self.album.classes), features.shape[1]), len(self.album.classes)))
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn='strong_wolfe')
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(F.linear(scaled, weight, bias), labels, label_smoothing=SMOOTHING)
+            value = value + HEAD_PENALTY * weight.square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        classifier = self.net.get_classifier()
+        with torch.no_grad():
+            classifier.weight.copy_(weight / deviation)
+            classifier.bias.copy_(bias - classifier.weight @ mean)
+
+    def _train_all(self, began: float) -> None:
+        album, settings = self.album, self.settings
+        averaged = ModelEmaV3(self.net, decay=AVERAGING, use_warmup=True)
+        decay = LAYER_DECAY if settings.pretrained else None
+        optimizer = create_optimizer_v2(self.net, 'adamw', lr=RATE, weight_decay=WEIGHT_DECAY, layer_decay=decay)
+        state = self.run.state or dict(log=[], best=None, best_loss=math.inf, updates=0, seconds=0.)
+        if self.run.state:
+            self.net.load_state_dict(state['net'])
+            averaged.module.load_state_dict(state['averaged'])
+            averaged.step = state['updates']
+            optimizer.load_state_dict(state['optimizer'])
+        clock = _Clock.of(settings, album, self.batch, began, state['seconds'])
+        watch = self.forward(averaged.module)
+        images, labels = album.images, album.labels
+        per_epoch = len(images) // self.batch
+        epoch, log = len(state['log']), state['log']
+        with tqdm(total=clock.total, initial=round(clock.done(state['updates'])), desc='finetune', disable=None, unit=clock.unit,
+                  bar_format='{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}') as bar:
+            while clock.progress(state['updates']) < 1 and not _has_ended(log, clock.progress(state['updates'])):
+                torch.manual_seed(settings.seed + (epoch + 1) * 1_000_003)      # the same numbers in a whole run and in a resumed one
+                self._set_mode()
+                order, loss_sum, steps, started = torch.randperm(len(images)), 0., 0, time.monotonic()
+                for rows in order[:per_epoch * self.batch].view(per_epoch, 1, self.batch):
+                    if (progress := clock.progress(state['updates'])) >= 1:
+                        break
+                    _set_rate(optimizer, progress)
+                    loss_sum += self._update(rows, labels, optimizer)
+                    averaged.update(self.net, step=state['updates'])
+                    state['updates'] += 1
+                    steps += 1
+                    bar.n = min(clock.total, round(clock.done(state['updates'])))
+                    bar.refresh() if steps % 8 == 0 else None
+                if not math.isfinite(loss_sum):
+                    raise RuntimeError(f'{self.run.out}: the loss of epoch {epoch + 1} is {loss_sum}; the last whole epoch is kept')
+                if not steps:
+                    break
+                epoch += 1
+                loss, top1 = self._watch(watch)
+                log.append(dict(epoch=epoch, train_loss=round(loss_sum / steps, 4), watched_loss=loss, watched_top1=top1,
+                                seconds=round(time.monotonic() - started, 1)))
+                bar.set_postfix_str(f', watched {top1} %' if top1 != '' else '')
+                if loss == '' or loss <= state['best_loss']:
+                    state['best_loss'] = math.inf if loss == '' else loss
+                    state['best'] = {key: value.clone() for key, value in averaged.module.state_dict().items()}
+                state |= dict(net=self.net.state_dict(), averaged=averaged.module.state_dict(), optimizer=optimizer.state_dict(),
+                              seconds=clock.spent())
+                self.run.save(state)
+        if state['best']:
+            self.net.load_state_dict(state['best'])
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        if self.batch < LEAST_BATCH:
+            for module in self.net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _update(self, rows: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        x, y = self.augment(rows, 0, self.settings.size).to(self.device), labels[rows[0]].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def _watch(self, model: nn.Module) -> tuple[float | str, float | str]:
+        """Loss and top-1 in per cent on the watched photographs; '' where there are none."""
+        if not len(self.album.watched):
+            return '', ''
+        model.eval()
+        logits = []
+        for part in self.album.watched.split(100):
+            x = self.augment.whole(part.to(self.device), self.settings.size)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits.append(model(x).float().cpu())
+        found, y = torch.cat(logits), self.album.watched_labels
+        return round(F.cross_entropy(found, y).item(), 4), round(100 * (found.argmax(1) == y).float().mean().item(), 2)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """What `Augmentation` must know, in its units."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+    crop_padding: int = 0
+    min_area: float = MIN_AREA
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> _Views:
+        return cls(*(tuple(255 * value for value in values) for values in (preprocess.mean, preprocess.std)))
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """How far a run has come, by its updates or by the time it may take."""
+    updates: int | None     # in all
+    seconds: float | None   # from ``began`` to the end of training
+    began: float
+    before: float           # seconds that were spent before the run was stopped
+
+    @classmethod
+    def of(cls, settings: Settings, album: _Album, batch: int, began: float, before: float) -> _Clock:
+        n = len(album.images)
+        if settings.minutes is None:
+            least, most = EPOCHS
+            epochs = settings.epochs or min(max(math.ceil(IMAGES_SHOWN / n), least), most)
+            return cls(epochs * (n // batch), None, began, before)
+        so_far = time.monotonic() - began
+        share = len(album.evaluation) / (n + len(album.evaluation))
+        return cls(None, max(60 * settings.minutes - share * so_far - 3, 1), began, before)       # leave time to measure
+
+    def spent(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def progress(self, updates: int) -> float:
+        return updates / self.updates if self.updates else self.spent() / self.seconds
+
+    @property
+    def total(self) -> int:
+        return self.updates or round(self.seconds)
+
+    @property
+    def unit(self) -> str:
+        return 'updates' if self.updates else 's'
+
+    def done(self, updates: int) -> float:
+        return updates if self.updates else self.spent()
+
+
+def _has_ended(log: list[dict], progress: float) -> bool:
+    """Whether the watched loss has not fallen for a third of the run so far; never in the first half."""
+    losses = [row['watched_loss'] for row in log]
+    if progress < .5 or len(losses) < 6 or '' in losses:
+        return False
+    return len(losses) - 1 - losses.index(min(losses)) > len(losses) / 3
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """A straight rise, then half a cosine to zero; timm has written into each group how much of it the layer gets."""
+    rate = RATE * min(progress / WARMUP + .01, 1) * .5 * (1 + math.cos(math.pi * min(progress, 1)))
+    for group in optimizer.param_groups:
+        group['lr'] = rate * group.get('lr_scale', 1.)
+
+
+# The checkpoint -----------------------------------------------------------------------------------------------------------------------
+
+def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Preprocess, settings: Settings, base: Card | None,
+            data: str | Path, report: bool) -> None:
+    """Measure, and write the checkpoint; card.json, which says that the run is whole, at last."""
+    net = classifier.model
+    result = evaluate_set(classifier, album.evaluation, str(data))
+    begun = f'{base.name if base else settings.model}' if settings.pretrained else 'random weights'
+    watched = len(album.watched)
+    count = f'{len(album.images) + watched:,} photographs'
+    card = Card(
+        model=net.pretrained_cfg['architecture'], tag=tag_for(out), title=f'{net.pretrained_cfg["architecture"]} on {Path(data).stem}',
+        params=count_params(net), macs=count_macs(net, preprocess.input_size), labels=tuple(album.classes), preprocess=preprocess,
+        accuracy=(result.accuracy,), base=begun,
+        license=base.license if base else 'other', terms=base.terms if base else '',
+        provenance=f'Fine-tuned by `igczoo finetune {settings.model}` from {begun} on {count} of {len(album.classes)} classes'
+                   f'{" (the classifier only)" if settings.freeze else ""}, seed {settings.seed}; split.csv lists them'
+                   f'{f", of which {watched:,} chose the epoch" if watched else ""}.',
+        limits='It calls every photograph by one of its classes, also one that shows none of them. The accuracy is of photographs from the '
+               'same collection; others may be harder.')
+    if report:
+        from .report import draw, is_installed
+        if is_installed():
+            draw(out, result, album.evaluation, settings.model)
+    (out / '.photographs.npy').unlink(missing_ok=True)
+    write_checkpoint(out, card, net.state_dict())
+    (out / 'checkpoint.pt').unlink(missing_ok=True)
+
