@@ -328,6 +328,8 @@ def _finetune(arguments: argparse.Namespace) -> None:
     card = folder_card(arguments.out)
     if arguments.json:
         return _print_json(asdict(card) | dict(name=card.name))
+    if not card.accuracy:
+        return print(f'{arguments.out}: there was one photograph a class, and none left to measure by')
     accuracy = card.accuracy[0]
     low, high = accuracy.top1_interval
     print(f'{arguments.out}: top-1 {accuracy.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}) of {accuracy.n} photographs that it was '

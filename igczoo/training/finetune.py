@@ -18,8 +18,10 @@ import io
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +45,7 @@ from ..nets.igcnet import IGCNet
 from .augment import Augmentation
 from .evaluate import evaluate_set
 from .images import Part, open_photographs, read_squares
+from .memory import keep_freed_memory
 from .planar import PlanarIGCNet, has_igc_layers
 from .split import copies_between, stratified_split
 
@@ -131,6 +134,7 @@ def finetune(
         RuntimeError: the loss is no number any more.
     """
     began = time.monotonic()
+    keep_freed_memory()
     if epochs is not None and minutes is not None:
         raise ValueError('epochs and minutes both say how long to train; give one of them')
     if freeze and not pretrained:
@@ -140,17 +144,14 @@ def finetune(
     net, preprocess, base = _start(os.fspath(name), pretrained, size, seed)
     settings = Settings(model=os.fspath(name), size=preprocess.input_size[-1], epochs=epochs, minutes=minutes, freeze=freeze,
                         pretrained=pretrained, seed=seed)
-    out = Path(out)
-    run = _Run.open(out, settings)
-    if run.finished:
-        return load(out, device=device)
-    album = _read_album(data, out, settings)
-    net.reset_classifier(len(album.classes))
-    net = net.to(device, memory_format=torch.channels_last)
-    trainer = _Trainer(net, album, preprocess, settings, run, device, bf16)
-    trainer.train(began)
-    classifier = Classifier(net, _transform(preprocess), album.classes)
-    _finish(out, classifier, album, preprocess, settings, base, data, report)
+    with _Run.open(Path(out), settings) as run:
+        if not run.finished:
+            album = _read_album(data, run.out, settings)
+            net.reset_classifier(len(album.classes))
+            net = net.to(device, memory_format=torch.channels_last)
+            _Trainer(net, album, preprocess, settings, run, device, bf16).train(began)
+            classifier = Classifier(net, create_transform(**asdict(preprocess), is_training=False), album.classes)
+            _finish(run.out, classifier, album, preprocess, settings, base, data, report)
     return load(out, device=device)
 
 
@@ -179,10 +180,6 @@ def _start(name: str, pretrained: bool, size: int | None, seed: int) -> tuple[nn
     side = size or found['input_size'][-1]
     return net, Preprocess((found['input_size'][0], side, side), tuple(found['mean']), tuple(found['std']), found['interpolation'],
                            found['crop_pct'], found['crop_mode']), base
-
-
-def _transform(preprocess: Preprocess) -> Callable:
-    return create_transform(**asdict(preprocess), is_training=False)
 
 
 # The photographs ----------------------------------------------------------------------------------------------------------------------
@@ -251,8 +248,9 @@ class _Run:
         self.out, self.settings, self.state = out, settings, state
 
     @classmethod
-    def open(cls, out: Path, settings: Settings) -> _Run:
-        """Go on with the run in ``out``, or begin one.
+    @contextmanager
+    def open(cls, out: Path, settings: Settings) -> Iterator[_Run]:
+        """Go on with the run in ``out``, or begin one; a folder made for a run that fails before its first epoch's end is removed.
 
         Raises:
             ValueError: there is a run of other settings, or something else.
@@ -262,6 +260,7 @@ class _Run:
             raise ValueError(f'{out}: is a file; name a folder')
         if out.is_dir() and any(out.iterdir()) and not (out / 'settings.json').exists():
             raise ValueError(f'{out}: is a folder of something else; name one that does not exist')
+        is_new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         if (out / 'settings.json').exists():
             done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
@@ -270,7 +269,12 @@ class _Run:
                 raise ValueError(f'{out}: holds a run of other settings ({differing}); name another folder')
         with replacing(out / 'settings.json') as file:
             file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
-        return cls(out, settings, torch.load(path, weights_only=True) if path.exists() else None)
+        try:
+            yield cls(out, settings, torch.load(path, weights_only=True) if path.exists() else None)
+        except BaseException:
+            if is_new and not path.exists():
+                shutil.rmtree(out)
+            raise
 
     @property
     def finished(self) -> bool:
@@ -495,21 +499,21 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
             data: str | Path, report: bool) -> None:
     """Measure, and write the checkpoint; card.json, which says that the run is whole, at last."""
     net = classifier.model
-    result = evaluate_set(classifier, album.evaluation, str(data))
+    result = evaluate_set(classifier, album.evaluation, str(data)) if len(album.evaluation) else None    # of one photograph a class
     begun = f'{base.name if base else settings.model}' if settings.pretrained else 'random weights'
     watched = len(album.watched)
     count = f'{len(album.images) + watched:,} photographs'
     card = Card(
         model=net.pretrained_cfg['architecture'], tag=tag_for(out), title=f'{net.pretrained_cfg["architecture"]} on {Path(data).stem}',
         params=count_params(net), macs=count_macs(net, preprocess.input_size), labels=tuple(album.classes), preprocess=preprocess,
-        accuracy=(result.accuracy,), base=begun,
+        accuracy=(result.accuracy,) if result else (), base=begun,
         license=base.license if base else 'other', terms=base.terms if base else '',
         provenance=f'Fine-tuned by `igczoo finetune {settings.model}` from {begun} on {count} of {len(album.classes)} classes'
                    f'{" (the classifier only)" if settings.freeze else ""}, seed {settings.seed}; split.csv lists them'
                    f'{f", of which {watched:,} chose the epoch" if watched else ""}.',
         limits='It calls every photograph by one of its classes, also one that shows none of them. The accuracy is of photographs from the '
                'same collection; others may be harder.')
-    if report:
+    if report and result:
         from .report import draw, is_installed
         if is_installed():
             draw(out, result, album.evaluation, settings.model)

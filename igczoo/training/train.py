@@ -7,25 +7,32 @@ import io
 import itertools
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from timm.data import create_transform
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..checkpoints.card import Card, Preprocess
+from ..checkpoints.folder import tag_for, write_checkpoint
+from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
+from ..inference.classifier import Classifier
 from ..nets.igcnet import IGCNet
 from .augment import Augmentation
-from .evaluate import count_correct
+from .evaluate import count_correct, evaluate_set
 from .images import open_split, stack_images
+from .memory import keep_freed_memory
 from .planar import PlanarIGCNet, has_igc_layers
 from .recipes import Recipe
 
@@ -44,11 +51,11 @@ def train(
 ) -> list[dict[str, float]]:
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
-    Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and, at the end,
-    model.safetensors: the weights of the last epoch, whatever the evaluation split says, with BatchNorm statistics measured anew over
-    all training images, augmented as in training. An epoch is evaluated at the size it trains at. A run in ``out`` of the same recipe
-    but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine of the longer run is by
-    then, and so for the size.
+    Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and becomes, at the
+    end, a checkpoint folder that `igczoo.load` takes: the weights of the last epoch, whatever the evaluation split says, with BatchNorm
+    statistics measured anew over all training images, augmented as in training. An epoch is evaluated at the size it trains at. A run in
+    ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine
+    of the longer run is by then, and so for the size.
 
     Args:
         recipe: what to train.
@@ -66,6 +73,7 @@ def train(
     Raises:
         ValueError: the data set has another number of classes than the model, or ``out`` holds a run of other settings.
     """
+    keep_freed_memory()
     device, rank, world = _join_processes(device)
     torch.manual_seed(seed)
     net = timm.create_model(recipe.model, num_classes=recipe.num_classes).to(device, memory_format=torch.channels_last)
@@ -131,12 +139,24 @@ def train(
         batches = torch.randperm(len(images)).split(recipe.batch_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
-        weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
-        with replacing(Path(out) / 'model.safetensors') as file:
-            save_file(weights, file, metadata={'format': 'pt'})
+        _write(Path(out), recipe, net, eval_set, str(data), seed)
     if world > 1:
         dist.destroy_process_group()
     return log
+
+
+def _write(out: Path, recipe: Recipe, net: IGCNet, eval_set: Dataset, data: str, seed: int) -> None:
+    """Measure the net as users will, and make ``out`` a checkpoint folder."""
+    preprocess = Preprocess((3, recipe.input_size, recipe.input_size), *(tuple(value / 255 for value in values)
+                                                                         for values in (recipe.mean, recipe.std)), 'bilinear', 1.)
+    classifier = Classifier(net, create_transform(**asdict(preprocess), is_training=False), eval_set.classes)
+    title = f'{recipe.model} on {Path(data).resolve().name}'
+    write_checkpoint(out, Card(
+        model=recipe.model, tag=tag_for(out), title=title, params=count_params(net), macs=count_macs(net, preprocess.input_size),
+        labels=tuple(eval_set.classes), preprocess=preprocess, accuracy=(evaluate_set(classifier, eval_set, data).accuracy,),
+        license='other', terms='', base='random weights',
+        provenance=f'Trained from random weights by `igczoo train`, {recipe.epochs} epochs, seed {seed}; log.csv has each.',
+        limits='It calls every image by one of its classes, also one that shows none of them.'), net.state_dict())
 
 
 def _first_difference(these: list[str], those: list[str]) -> str:
