@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         lines = '\n'.join(f'  igczoo {name} {example}'.rstrip() for example in examples)
         sub = commands.add_parser(name, help=summary, description=summary, epilog=f'examples:\n{lines}',
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, wrong=sub.error)
         return sub
 
     def add_name(sub: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, **kwargs) -> None:
@@ -207,7 +207,7 @@ def _above_zero(text: str) -> float:
 def _name(arguments: argparse.Namespace) -> str:
     """The checkpoint, given as an argument or by --model."""
     if bool(arguments.name) == bool(arguments.model):
-        raise ValueError('name one checkpoint: as the argument, or by --model')
+        arguments.wrong('name one checkpoint: as the argument, or by --model')
     return arguments.name or arguments.model
 
 

@@ -182,6 +182,74 @@ def test_evaluate_and_train(capsys, tmp_path):
     assert status == 0 and 'after 1 epochs' in out and (tmp_path / 'run' / 'model.safetensors').exists()
 
 
+@pytest.fixture(scope='module')
+def mine(tmp_path_factory) -> Path:
+    """A folder of photographs, and beside it a checkpoint of one's own made from it by the command."""
+    root, rng = tmp_path_factory.mktemp('own'), np.random.default_rng(0)
+    for label, colour in dict(blue=(60, 60, 190), red=(190, 60, 60)).items():
+        for i in range(8):
+            for folder in (root / 'photos' / label, *[root / 'data' / 'val' / label] * (i < 3)):
+                folder.mkdir(parents=True, exist_ok=True)
+                noisy = np.clip(np.array(colour) + rng.normal(0, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(noisy).save(folder / f'{i}.png')
+    assert main(['finetune', CIFAR, '--data', str(root / 'photos'), '-o', str(root / 'my_model'), '--epochs', '2']) == 0
+    return root / 'my_model'
+
+
+def test_finetune_says_what_came_of_it(capsys, mine):
+    arguments = ('finetune', CIFAR, '--data', mine.parent / 'photos', '-o', mine, '--epochs', 2)    # finished: only loaded
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and 'photographs that it was not trained on' in out and f'igczoo classify --model {mine}' in out
+    status, out, _ = run(capsys, *arguments, '--json')
+    assert status == 0 and json.loads(out)['labels'] == ['blue', 'red']
+
+
+def test_every_command_takes_a_folder_of_ones_own(capsys, mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'LEAST', 0.)
+    monkeypatch.setattr(bench, 'find_spec', lambda name: None)
+    photos, data = mine.parent / 'photos', mine.parent / 'data'
+
+    def both(*arguments) -> tuple[str, dict]:
+        """What is printed for people, and for programs."""
+        (status, text, _), (json_status, found, _) = run(capsys, *arguments), run(capsys, *arguments, '--json')
+        assert (status, json_status) == (0, 0)
+        return text, json.loads(found)
+
+    text, found = both('info', mine)
+    assert f'{CIFAR}.my_model' in text and 'folder  ok' in text and found['copies'][0]['state'] == 'ok'
+    text, found = both('classify', '--model', mine, photos / 'red' / '0.png')
+    assert 'red' in text.splitlines()[0] and found[0]['predictions'][0]['label'] == 'red'
+    text, found = both('classify', '--model', mine, photos, '-k', 1)
+    assert len(text.splitlines()) == len(found) == 16
+    text, found = both('evaluate', mine, '--data', data, '--csv', tmp_path / 'p.csv', '--report', tmp_path / 'report')
+    assert 'recall, %' in text and found['accuracy']['n'] == 6 and {one['label'] for one in found['classes']} == {'blue', 'red'}
+    assert (tmp_path / 'p.csv').read_text().count('\n') == 7 and (tmp_path / 'report' / 'index.html').exists()
+    text, found = both('evaluate', '--model', mine, '--data', data)
+    assert found['confusion']['red']['red'] == 3
+    text, found = both('explain', '--model', mine, photos / 'red' / '0.png', '-o', tmp_path / 'heat.png', '--label', 'blue')
+    assert 'blue' in text and found['label'] == 'blue' and (tmp_path / 'heat.png').exists()
+    text, found = both('publish', '--model', mine, '--to', 'me')
+    assert f'me/{CIFAR}.my_model: nothing is uploaded' in text and found['repo'] == f'me/{CIFAR}.my_model'
+    text, found = both('bench', mine, '--rounds', 1, '--batch-size', 1)
+    assert 'deployed' in text and found['timings']
+    assert run(capsys, 'export', '--model', mine, '-o', tmp_path / 'x.pt2')[0] == 0 and (tmp_path / 'x.pt2').exists()
+
+
+def test_a_trained_run_is_a_checkpoint_too(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for label in cards()[f'{CIFAR}.cifar10'].labels:
+            folder = tmp_path / 'data' / split / label
+            folder.mkdir(parents=True)
+            for i in range(13):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    assert run(capsys, 'train', 'cifar10_igc_resnet20_l24m2', '--data', tmp_path / 'data', '--out', tmp_path / 'run', '--epochs', 1,
+               '--device', 'cpu')[0] == 0
+    status, out, _ = run(capsys, 'evaluate', tmp_path / 'run', '--data', tmp_path / 'data', '--json')
+    assert status == 0
+    assert json.loads(out)['accuracy']['top1'] == json.loads((tmp_path / 'run' / 'card.json').read_text())['accuracy'][0]['top1']
+
+
 def test_export(capsys, tmp_path):
     status, out, err = run(capsys, 'export', CIFAR, '-o', tmp_path / 'x.pt2')
     assert status == 0 and not err and out.startswith(f"{tmp_path / 'x.pt2'}: its logits differ from PyTorch's by at most ")
@@ -224,6 +292,8 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
 
 @pytest.mark.parametrize('arguments', [
     [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x'], ['export', 'x'],
+    ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
+    ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'],
     ['bench', 'igcnet18', '--dtype', 'int8']])
 def test_a_wrong_call_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
@@ -232,10 +302,12 @@ def test_a_wrong_call_is_status_2(capsys, arguments):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ('list', 'info', 'classify', 'verify', 'evaluate', 'train', 'export', 'bench', 'convert'):
+    for command in ('list', 'info', 'classify', 'explain', 'verify', 'evaluate', 'finetune', 'train', 'export', 'bench', 'convert',
+                    'publish'):
         with pytest.raises(SystemExit) as stop:
             main([command, '--help'])
-        assert stop.value.code == 0 and f'igczoo {command}' in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert stop.value.code == 0 and f'usage: igczoo {command}' in out and f'examples:\n  igczoo {command}' in out
 
 
 def test_a_process_ends_with_the_status_and_no_traceback():

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -21,17 +21,11 @@ from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
 from .explain import Explanation, explain
 from .photograph import ImageError, find_images, image_name, open_image
+from .prediction import Prediction
 
 __all__ = ['Classifier', 'Prediction', 'load']
 
 PACKAGE = __name__.partition('.')[0]
-
-
-class Prediction(NamedTuple):
-    """One class that an image may show."""
-    label: str
-    score: float    # softmax probability, 0..1
-    index: int      # of the class
 
 
 class Classifier:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..files import replacing
 from .photograph import ImageError, open_image
+from .prediction import Prediction
 
 if TYPE_CHECKING:
-    from .classifier import Classifier, Prediction
+    from .classifier import Classifier
 
 __all__ = ['Explanation', 'check_picture', 'explain']
 
@@ -88,7 +89,6 @@ def explain(classifier: Classifier, image: Any, label: str | int | None = None) 
         heat = LayerGradCam(model, _last_map(model)).attribute(x.requires_grad_(), target=index, relu_attributions=True)
     heat = heat.detach().float().cpu()[0].mean(0)                   # (h, w) of the last map
     heat = heat / heat.max().clamp(min=1e-12)
-    from .classifier import Prediction
     return Explanation(Prediction(classifier.labels[index], logits.softmax(0)[index].item(), index),
                        _over_photograph(heat, photograph.size, resolve_model_data_config(model)), photograph)
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
-from ..inference.classifier import Classifier, Prediction
+from ..inference.classifier import Classifier
+from ..inference.prediction import Prediction
 from .images import Part, open_split
 
 __all__ = ['ClassScore', 'Evaluation', 'Guess', 'count_correct', 'evaluate', 'evaluate_set', 'wilson_interval']

@@ -1,4 +1,5 @@
 """Accuracy is counted right, and classes are matched by what they are called."""
+import csv
 import io
 import json
 
@@ -13,8 +14,9 @@ from torch import nn
 
 from igczoo.inference.classifier import Classifier
 from igczoo.inference.photograph import open_image
-from igczoo.training.evaluate import count_correct, evaluate, wilson_interval
+from igczoo.training.evaluate import _calibration_error, count_correct, evaluate, wilson_interval
 from igczoo.training.images import open_split
+from igczoo.training.report import write_report
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 
@@ -54,6 +56,54 @@ def test_evaluate_counts_every_image_once(data):
         assert (result.accuracy.n, result.accuracy.top1, result.accuracy.top5) == (9, 77.78, 100.)
         assert result.accuracy.by == 'igczoo' and result.accuracy.dataset == data.name
         assert result.images_per_second > 0
+
+
+def test_classes_confusion_and_guesses(data):
+    classifier = Classifier(MeanColour(), to_tensor, ['red', 'green', 'blue'])
+    result = evaluate(classifier, data)
+    scores = {one.label: (one.n, one.recall, one.precision) for one in result.classes}
+    assert scores == {'red': (3, 66.67, 100.), 'green': (3, 100., 60.), 'blue': (3, 66.67, 100.)}
+    assert result.confusion == {'red': {'red': 2, 'green': 1}, 'green': {'green': 3}, 'blue': {'blue': 2, 'green': 1}}
+    assert len(result.guesses) == 9
+    wrong = [guess for guess in result.guesses if guess.predictions[0].label != guess.label]
+    assert sorted(guess.image.removeprefix(f'{data}/val/') for guess in wrong) == ['blue/0.png', 'red/0.png']
+    logits = torch.tensor([[0., 200 / 255, 0.], [1., 0., 0.]])
+    sure, surer = logits.softmax(1).amax(1).tolist()     # of the green images of 200 and of the pure ones: (0, 200, 0) is 3 of the 9
+    green = [guess.predictions[0].score for guess in result.guesses if guess.predictions[0].label == 'green']
+    assert min(green) == pytest.approx(sure) and max(guess.predictions[0].score for guess in result.guesses) == pytest.approx(surer)
+
+
+def test_calibration_error_by_hand():
+    """Three bins: scores .1 (all wrong), .5 (half right), .95 (all right)."""
+    scores = torch.tensor([.1, .1, .5, .5, .95, .95, .95, .95])
+    right = torch.tensor([False, False, True, False, True, True, True, True])
+    assert _calibration_error(scores, right) == pytest.approx((2 * .1 + 0 + 4 * .05) / 8)
+
+
+def test_equal_logits_are_no_success(data):
+    class Undecided(MeanColour):
+        def forward(self, x):
+            return 0 * super().forward(x)
+
+    result = evaluate(Classifier(Undecided(), to_tensor, ['red', 'green', 'blue']), data)
+    assert result.accuracy.top1 == 33.33 and result.accuracy.top5 == 100.
+
+
+def test_the_report_holds_everything(data, tmp_path):
+    classifier = Classifier(MeanColour(), to_tensor, ['red', 'green', 'blue'])
+    dataset = open_split(data, train=False)
+    page = write_report(tmp_path / 'report', evaluate(classifier, data), dataset, 'colours & <more>')
+    text = page.read_text()
+    assert 'colours &amp; &lt;more&gt;' in text and '77.78 %' in text and text.count('data:image/png;base64,') == 3
+    assert 'src="http' not in text and 'href=' not in text
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        'calibration.png', 'confusion.png', 'index.html', 'mistakes.png', 'predictions.csv']
+    with open(page.parent / 'predictions.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 and sum(row['correct'] == '1' for row in rows) == 7
+    assert {row['prediction'] for row in rows if row['correct'] == '0'} == {'green'}
+    with Image.open(page.parent / 'mistakes.png') as sheet:
+        assert sheet.width > sheet.height / 2
 
 
 def test_evaluate_refuses_other_classes(data):

@@ -112,8 +112,8 @@ def test_images_seen_and_evaluated_have_the_size_of_the_epoch(data, tmp_path, mo
 
     monkeypatch.setattr(timm, 'create_model', create_watched)
     train(GROWING, data, tmp_path, device='cpu')
-    statistics = [(True, 3, 16, 16)] * 5
-    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]] + statistics
+    statistics, measured = [(True, 3, 16, 16)] * 5, [(False, 3, 16, 16)] * 2      # and its multiply-adds are counted
+    assert seen == [(training, 3, size, size) for size in (8, 12, 16) for training in [True] * 5 + [False]] + statistics + measured
 
 
 def test_a_folder_of_another_run_is_refused(data, tmp_path):
