@@ -2,14 +2,15 @@
 
 What `finetune` does, in the order it does it:
 
-1. The photographs are decoded once, into squares a third larger than the net's input. Where nobody has split them, a fifth of each class is
-   kept to measure by, and a tenth of the rest to watch the training by.
+1. The photographs are decoded once, into squares of the net's input. A net for smaller images than 160 pixels gets 160 where the
+   photographs have them. Where nobody has split them, a fifth of each class is kept to measure by, and a tenth of the rest to watch by.
 2. The new classifier is fitted alone, on the features that the net has of every photograph and its mirror image: a convex problem.
-3. All layers are trained, by AdamW at rates that fall from the classifier to the stem, a cosine in all, on random windows and mirror images
-   with smoothed labels. What counts are the averaged weights (an exponential moving average).
-4. The averaged weights of the epoch whose watched photographs had the lowest loss are kept; where that has not fallen for a third of the
-   run, the run ends.
-5. The kept weights are measured once, by the reader and the preprocessing of every other evaluation, and written as a checkpoint folder.
+3. All layers are trained, by AdamW at rates that fall from the classifier to the stem, a cosine in all, on random and mirrored windows,
+   four fifths as large as the net's input, because a window shows its part larger; labels are smoothed, and the classifier is held as
+   small as in 2. What counts are the averaged weights (an exponential moving average). Where the watched loss has not fallen for a third
+   of the run, the run ends.
+4. The weights of 2 and 3 are mixed, in the parts that do best on the watched photographs (WiSE-FT: Wortsman et al., 2022).
+5. The mixture is measured once, by the reader and the preprocessing of every other evaluation, and written as a checkpoint folder.
 """
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import timm
@@ -41,6 +43,7 @@ from ..checkpoints.folder import CARD, folder_card, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
 from ..inference.classifier import Classifier, load
+from ..inference.photograph import ImageError
 from ..nets.igcnet import IGCNet
 from .augment import Augmentation
 from .evaluate import evaluate_set
@@ -56,14 +59,17 @@ LEAST_WATCHED = 10      # photographs of the average class, below which none is 
 MOST_WATCHED = 2000
 IMAGES_SHOWN = 30_000   # to the net in a run, where neither epochs nor minutes are given
 EPOCHS = 5, 100         # at least and at most, likewise
-BATCH = 32
+BATCH = 50
 LEAST_BATCH = 16        # below it BatchNorm keeps the statistics it has
-RATE, LAYER_DECAY, WEIGHT_DECAY = 1e-3, .7, .05
+LEAST_SIZE = 160        # pixels
+WINDOW = .8             # of the net's input, that it is trained on
+RATE, LAYER_DECAY, WEIGHT_DECAY = 6e-4, .75, .05
+MIXTURES = .5, .25, .75, 1.     # shares of the trained weights, the first where nothing is watched
 WARMUP = .05            # of the run
 AVERAGING = .99
 SMOOTHING = .1
 MIN_AREA = .35          # of a photograph that a window takes
-HEAD_PENALTY = 1e-3     # on the squares of the classifier's weights, of features scaled to one
+HEAD_PENALTY = 1e-2     # on the squares of the classifier's weights, of features scaled to one
 HEAD_IMAGES = 20_000    # the classifier is fitted on, at most
 MEMORY = 4 << 30        # bytes of photographs; more are kept in a file
 
@@ -119,7 +125,7 @@ def finetune(
         epochs: how often each photograph is shown; by default as often as makes 30,000 of all, 5 to 100 times.
         minutes: that everything together may take, instead.
         freeze: fit the classifier only; the other layers stay as they are.
-        size: pixels of the net's input; by default the checkpoint's.
+        size: pixels of the net's input; by default the checkpoint's, or 160 where that is less and the photographs have as many.
         seed: of the split, the order of photographs and their windows.
         pretrained: start from the checkpoint's weights; otherwise from random ones, of which every layer is trained alike.
         device: where to compute; the first GPU if there is one, else the CPU.
@@ -141,9 +147,10 @@ def finetune(
         raise ValueError('freeze keeps the layers as they are, and random ones know nothing; give one of freeze and pretrained=False')
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
-    net, preprocess, base = _start(os.fspath(name), pretrained, size, seed)
-    settings = Settings(model=os.fspath(name), size=preprocess.input_size[-1], epochs=epochs, minutes=minutes, freeze=freeze,
-                        pretrained=pretrained, seed=seed)
+    net, preprocess, base = _start(os.fspath(name), pretrained, seed)
+    size = size or _best_size(preprocess.input_size[-1], data)
+    preprocess = replace(preprocess, input_size=(3, size, size))
+    settings = Settings(model=os.fspath(name), size=size, epochs=epochs, minutes=minutes, freeze=freeze, pretrained=pretrained, seed=seed)
     with _Run.open(Path(out), settings) as run:
         if not run.finished:
             album = _read_album(data, run.out, settings)
@@ -161,7 +168,7 @@ def _is_fast_at_bf16(device: torch.device) -> bool:
     return device.type == 'cuda' and torch.cuda.is_bf16_supported()
 
 
-def _start(name: str, pretrained: bool, size: int | None, seed: int) -> tuple[nn.Module, Preprocess, Card | None]:
+def _start(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, Preprocess, Card | None]:
     """The net to begin with, how it sees images, and the card of its weights."""
     torch.manual_seed(seed)
     if name.startswith('timm:'):
@@ -177,9 +184,19 @@ def _start(name: str, pretrained: bool, size: int | None, seed: int) -> tuple[nn
             net = timm.create_model(net.pretrained_cfg['architecture'])
             net.pretrained_cfg = cfg
     found = resolve_model_data_config(net)
-    side = size or found['input_size'][-1]
-    return net, Preprocess((found['input_size'][0], side, side), tuple(found['mean']), tuple(found['std']), found['interpolation'],
+    return net, Preprocess(tuple(found['input_size']), tuple(found['mean']), tuple(found['std']), found['interpolation'],
                            found['crop_pct'], found['crop_mode']), base
+
+
+def _best_size(size: int, data: str | Path) -> int:
+    """The checkpoint's size, or `LEAST_SIZE` where a few photographs say that there is more to see."""
+    if size >= LEAST_SIZE:
+        return size
+    photographs, sides = open_photographs(data)[0], []
+    for row in range(0, len(photographs), max(1, len(photographs) // 20)):
+        with suppress(ImageError):
+            sides.append(min(photographs[row][0].size))
+    return LEAST_SIZE if sides and median(sides) >= LEAST_SIZE else size
 
 
 # The photographs ----------------------------------------------------------------------------------------------------------------------
@@ -206,7 +223,7 @@ def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
     kept, watched = stratified_split([whole.targets[row] for row in rows], spared, settings.seed)
     train, watch = (Part(whole, [rows[i] for i in places]) for places in (kept, watched))
 
-    side = round(settings.size * 4 / 3)
+    side = settings.size
     store = out / '.photographs.npy' if len(train) * 3 * side * side > MEMORY else None
     shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8)
     skipped = [*shown.skipped, *watching.skipped, *measuring.skipped]
@@ -302,9 +319,11 @@ class _Trainer:
         planar = device.type == 'cpu' and isinstance(net, IGCNet) and has_igc_layers(net)
         self.forward = PlanarIGCNet if planar else nn.Identity()
         self.model = self.forward(net)
+        self.window = max(32, round(settings.size * WINDOW / 32) * 32) if settings.size > 64 else settings.size     # whole maps throughout
+        self.scale = torch.zeros(())        # of the features, by which the classifier's weights are held small
 
     def train(self, began: float) -> None:
-        if self.run.state is None and self.settings.pretrained:
+        if self.settings.pretrained:
             self._fit_head()
         if not self.settings.freeze:
             self._train_all(began)
@@ -340,7 +359,7 @@ class _Trainer:
             return value
 
         optimizer.step(loss)
-        classifier = self.net.get_classifier()
+        classifier, self.scale = self.net.get_classifier(), deviation
         with torch.no_grad():
             classifier.weight.copy_(weight / deviation)
             classifier.bias.copy_(bias - classifier.weight @ mean)
@@ -348,9 +367,10 @@ class _Trainer:
     def _train_all(self, began: float) -> None:
         album, settings = self.album, self.settings
         averaged = ModelEmaV3(self.net, decay=AVERAGING, use_warmup=True)
+        fitted = {key: value.clone() for key, value in self.net.state_dict().items()}
         decay = LAYER_DECAY if settings.pretrained else None
         optimizer = create_optimizer_v2(self.net, 'adamw', lr=RATE, weight_decay=WEIGHT_DECAY, layer_decay=decay)
-        state = self.run.state or dict(log=[], best=None, best_loss=math.inf, updates=0, seconds=0.)
+        state = self.run.state or dict(log=[], updates=0, seconds=0.)
         if self.run.state:
             self.net.load_state_dict(state['net'])
             averaged.module.load_state_dict(state['averaged'])
@@ -386,14 +406,27 @@ class _Trainer:
                 log.append(dict(epoch=epoch, train_loss=round(loss_sum / steps, 4), watched_loss=loss, watched_top1=top1,
                                 seconds=round(time.monotonic() - started, 1)))
                 bar.set_postfix_str(f', watched {top1} %' if top1 != '' else '')
-                if loss == '' or loss <= state['best_loss']:
-                    state['best_loss'] = math.inf if loss == '' else loss
-                    state['best'] = {key: value.clone() for key, value in averaged.module.state_dict().items()}
                 state |= dict(net=self.net.state_dict(), averaged=averaged.module.state_dict(), optimizer=optimizer.state_dict(),
                               seconds=clock.spent())
                 self.run.save(state)
-        if state['best']:
-            self.net.load_state_dict(state['best'])
+        self._mix(fitted, averaged.module.state_dict())
+
+    def _mix(self, fitted: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
+        """Give the net the mixture of both that most watched photographs are right with, or the least loss where as many are."""
+        def take(share: float) -> None:
+            self.net.load_state_dict({
+                key: value.lerp(trained[key], share) if value.is_floating_point() else trained[key] for key, value in fitted.items()})
+
+        if not self.settings.pretrained:
+            return take(1.)
+        take(MIXTURES[0])
+        if len(self.album.watched):
+            scores = []
+            for share in MIXTURES:
+                take(share)
+                loss, top1 = self._watch(self.model)
+                scores.append((top1, -loss, share))
+            take(max(scores)[-1])
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -403,12 +436,13 @@ class _Trainer:
                     module.eval()
 
     def _update(self, rows: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
-        x, y = self.augment(rows, 0, self.settings.size).to(self.device), labels[rows[0]].to(self.device)
+        x, y = self.augment(rows, 0, self.window).to(self.device), labels[rows[0]].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
+        held = HEAD_PENALTY * (self.net.get_classifier().weight * self.scale).square().sum()
         optimizer.zero_grad()
-        loss.backward()
+        (loss + held).backward()
         optimizer.step()
         return loss.item()
 
