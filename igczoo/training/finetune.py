@@ -9,7 +9,8 @@ What `finetune` does, in the order it does it:
    four fifths as large as the net's input, because a window shows its part larger; labels are smoothed, and the classifier is held as
    small as in 2. What counts are the averaged weights (an exponential moving average). Where the watched loss has not fallen for a third
    of the run, the run ends.
-4. The weights of 2 and 3 are mixed, in the parts that do best on the watched photographs (WiSE-FT: Wortsman et al., 2022).
+4. The weights of 2 and 3 are mixed, in the parts that do best on the watched photographs (WiSE-FT: Wortsman et al., 2022), and the logits
+   scaled so that scores can be believed.
 5. The mixture is measured once, by the reader and the preprocessing of every other evaluation, and written as a checkpoint folder.
 """
 from __future__ import annotations
@@ -57,13 +58,15 @@ __all__ = ['finetune']
 EVALUATION_SHARE, WATCHED_SHARE = .2, .1
 LEAST_WATCHED = 10      # photographs of the average class, below which none is spared to watch by
 MOST_WATCHED = 2000
+LEAST_CALIBRATING = 50  # watched photographs
 IMAGES_SHOWN = 30_000   # to the net in a run, where neither epochs nor minutes are given
 EPOCHS = 5, 100         # at least and at most, likewise
 BATCH = 50
 LEAST_BATCH = 16        # below it BatchNorm keeps the statistics it has
 LEAST_SIZE = 160        # pixels
 WINDOW = .8             # of the net's input, that it is trained on
-RATE, LAYER_DECAY, WEIGHT_DECAY = 6e-4, .75, .05
+RATE_FROM_SCRATCH = 2e-3
+RATE, LAYER_DECAY, WEIGHT_DECAY = 1.5e-4, .75, .05
 MIXTURES = .5, .25, .75, 1.     # shares of the trained weights, the first where nothing is watched
 WARMUP = .05            # of the run
 AVERAGING = .99
@@ -327,6 +330,8 @@ class _Trainer:
             self._fit_head()
         if not self.settings.freeze:
             self._train_all(began)
+        if len(self.album.watched) >= LEAST_CALIBRATING:
+            self._calibrate()
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
@@ -369,7 +374,8 @@ class _Trainer:
         averaged = ModelEmaV3(self.net, decay=AVERAGING, use_warmup=True)
         fitted = {key: value.clone() for key, value in self.net.state_dict().items()}
         decay = LAYER_DECAY if settings.pretrained else None
-        optimizer = create_optimizer_v2(self.net, 'adamw', lr=RATE, weight_decay=WEIGHT_DECAY, layer_decay=decay)
+        rate = RATE if settings.pretrained else RATE_FROM_SCRATCH
+        optimizer = create_optimizer_v2(self.net, 'adamw', lr=rate, weight_decay=WEIGHT_DECAY, layer_decay=decay)
         state = self.run.state or dict(log=[], updates=0, seconds=0.)
         if self.run.state:
             self.net.load_state_dict(state['net'])
@@ -390,7 +396,7 @@ class _Trainer:
                 for rows in order[:per_epoch * self.batch].view(per_epoch, 1, self.batch):
                     if (progress := clock.progress(state['updates'])) >= 1:
                         break
-                    _set_rate(optimizer, progress)
+                    _set_rate(optimizer, rate, progress)
                     loss_sum += self._update(rows, labels, optimizer)
                     averaged.update(self.net, step=state['updates'])
                     state['updates'] += 1
@@ -447,18 +453,34 @@ class _Trainer:
         return loss.item()
 
     @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Scale the logits, by the classifier's weights, so that the watched photographs' loss is least (Guo et al., 2017, temperature).
+
+        Smoothed labels make scores too low; no image's best label changes.
+        """
+        logits, labels = self._watched_logits(self.model), self.album.watched_labels
+        scales = torch.logspace(-.5, 1, 61)
+        best = min(scales.tolist(), key=lambda scale: F.cross_entropy(scale * logits, labels).item())
+        for parameter in self.net.get_classifier().parameters():
+            parameter.mul_(best)
+
     def _watch(self, model: nn.Module) -> tuple[float | str, float | str]:
         """Loss and top-1 in per cent on the watched photographs; '' where there are none."""
         if not len(self.album.watched):
             return '', ''
+        found, y = self._watched_logits(model), self.album.watched_labels
+        return round(F.cross_entropy(found, y).item(), 4), round(100 * (found.argmax(1) == y).float().mean().item(), 2)
+
+    @torch.no_grad()
+    def _watched_logits(self, model: nn.Module) -> Tensor:
+        """float32 (w, classes) on the CPU."""
         model.eval()
         logits = []
         for part in self.album.watched.split(100):
             x = self.augment.whole(part.to(self.device), self.settings.size)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits.append(model(x).float().cpu())
-        found, y = torch.cat(logits), self.album.watched_labels
-        return round(F.cross_entropy(found, y).item(), 4), round(100 * (found.argmax(1) == y).float().mean().item(), 2)
+        return torch.cat(logits)
 
 
 @dataclass(frozen=True)
@@ -520,9 +542,9 @@ def _has_ended(log: list[dict], progress: float) -> bool:
     return len(losses) - 1 - losses.index(min(losses)) > len(losses) / 3
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, progress: float) -> None:
+def _set_rate(optimizer: torch.optim.Optimizer, highest: float, progress: float) -> None:
     """A straight rise, then half a cosine to zero; timm has written into each group how much of it the layer gets."""
-    rate = RATE * min(progress / WARMUP + .01, 1) * .5 * (1 + math.cos(math.pi * min(progress, 1)))
+    rate = highest * min(progress / WARMUP + .01, 1) * .5 * (1 + math.cos(math.pi * min(progress, 1)))
     for group in optimizer.param_groups:
         group['lr'] = rate * group.get('lr_scale', 1.)
 
@@ -544,7 +566,7 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
         license=base.license if base else 'other', terms=base.terms if base else '',
         provenance=f'Fine-tuned by `igczoo finetune {settings.model}` from {begun} on {count} of {len(album.classes)} classes'
                    f'{" (the classifier only)" if settings.freeze else ""}, seed {settings.seed}; split.csv lists them'
-                   f'{f", of which {watched:,} chose the epoch" if watched else ""}.',
+                   f'{f", of which {watched:,} chose the mixture" if watched else ""}.',
         limits='It calls every photograph by one of its classes, also one that shows none of them. The accuracy is of photographs from the '
                'same collection; others may be harder.')
     if report and result:

@@ -126,7 +126,7 @@ def _curves(log: Path) -> bytes:
         right.plot(epochs, [float(row[column]) for row in rows], color=OTHER, label='top-1 of watched photographs, %')
         right.set(ylabel='top-1, %', ylim=(0, 100))
         handles += right.lines
-    axes.legend(handles=handles, loc='center right')
+    axes.legend(handles=handles, loc='lower right')
     return _png(figure)
 
 

@@ -39,7 +39,7 @@ FULL = dataclasses.replace(
     SMALL, preprocess=dataclasses.replace(PREPROCESS, crop_mode='squash'), sha256='0' * 64, size=3, dtype='float16',
     accuracy=(Accuracy('set', 'test', 'igczoo', 90., 99.5, 1000, (88., 91.7), 'a note'), Accuracy('set', 'val', 'them', 80.)),
     revision='1' * 40, origin=Origin('https://example.com/x', 4, '2' * 40, 'mxnet'), label_ids=('n01', 'n02'), imagenet_indices=(5, 6),
-    recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 80., 60., 'log.csv'),)))
+    base='net.other', recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 80., 60., 'log.csv'),)))
 
 
 @pytest.fixture

@@ -310,3 +310,15 @@ igczoo.finetune('{NAME}', {str(photos)!r}, {str(tmp_path / "mine")!r}, freeze=Tr
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / 'mine').glob('*.png')) and (tmp_path / 'mine' / 'card.json').exists()
+
+
+def test_scores_are_scaled_to_what_the_watched_photographs_say(tmp_path, monkeypatch):
+    """The kept classifier is a multiple of the fitted one, and a better judge of itself."""
+    monkeypatch.setattr(module, 'LEAST_CALIBRATING', 10)
+    photos = write_photographs(tmp_path / 'photos', 80, colours={'blue': (110, 110, 140), 'red': (140, 110, 110)})
+    settings = dict(freeze=True, report=False)
+    scaled = finetune(NAME, photos, tmp_path / 'scaled', **settings).model.head.weight
+    monkeypatch.setattr(module, 'LEAST_CALIBRATING', 10_000)
+    plain = finetune(NAME, photos, tmp_path / 'plain', **settings).model.head.weight
+    ratio = scaled / plain
+    assert ratio.std() < 1e-4 * ratio.mean() and ratio.mean() > 1
