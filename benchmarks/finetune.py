@@ -29,8 +29,7 @@ def run(arguments: list[str], data: str, minutes: float, seed: int) -> tuple[flo
                    '--seed', str(seed), '--json']
         began = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        text = done.stdout[done.stdout.index('{\n'):]
-        return json.loads(text)['accuracy'][0]['top1'], (time.monotonic() - began) / 60
+        return json.loads(done.stdout)['accuracy'][0]['top1'], (time.monotonic() - began) / 60
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Card, Preprocess, cards
+from ..checkpoints.digests import sha256
 from ..checkpoints.folder import CARD, folder_card, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
@@ -79,8 +81,9 @@ MEMORY = 4 << 30        # bytes of photographs; more are kept in a file
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides what is learnt, but the photographs."""
+    """Everything that decides what is learnt, but the photographs themselves."""
     model: str
+    data: str               # where the photographs are
     size: int               # pixels of the net's input
     epochs: int | None
     minutes: float | None
@@ -153,7 +156,8 @@ def finetune(
     net, preprocess, base = _start(os.fspath(name), pretrained, seed)
     size = size or _best_size(preprocess.input_size[-1], data)
     preprocess = replace(preprocess, input_size=(3, size, size))
-    settings = Settings(model=os.fspath(name), size=size, epochs=epochs, minutes=minutes, freeze=freeze, pretrained=pretrained, seed=seed)
+    settings = Settings(model=os.fspath(name), data=_place(data), size=size, epochs=epochs, minutes=minutes,
+                        freeze=freeze, pretrained=pretrained, seed=seed)
     with _Run.open(Path(out), settings) as run:
         if not run.finished:
             album = _read_album(data, run.out, settings)
@@ -163,6 +167,10 @@ def finetune(
             classifier = Classifier(net, create_transform(**asdict(preprocess), is_training=False), album.classes)
             _finish(run.out, classifier, album, preprocess, settings, base, data, report)
     return load(out, device=device)
+
+
+def _place(data: str | Path) -> str:
+    return str(data) if str(data).startswith('torchvision:') else str(Path(data).expanduser().resolve())
 
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
@@ -239,7 +247,8 @@ def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
     _write_split(out, [(train, shown.rows, {}), (watch, watching.rows, dict.fromkeys(watching.rows, 'watched')),
                        (evaluation, measuring.rows, copies)], skipped)
     if copies:
-        print(f'{len(copies)} of the photographs to measure by stand, equal or nearly so, among those to train on: see {out / "split.csv"}')
+        print(f'{len(copies)} of the photographs to measure by stand, equal or nearly so, among those to train on: see {out / "split.csv"}',
+              file=sys.stderr)
     return _Album(classes, shown.images, labels, watching.images, watched_labels, Part(evaluation, measuring.rows))
 
 
@@ -254,9 +263,9 @@ def _write_split(out: Path, parts: list[tuple[Part, list[int], dict[int, str]]],
     with replacing(out / 'split.csv') as file:
         file.write_text(table.getvalue(), encoding='utf-8')
     for name, reason in skipped[:5]:
-        print(f'left out {name}: {reason.removeprefix(f"{name}: ")}')
+        print(f'left out {name}: {reason.removeprefix(f"{name}: ")}', file=sys.stderr)
     if skipped[5:]:
-        print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}')
+        print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}', file=sys.stderr)
 
 
 # The run ------------------------------------------------------------------------------------------------------------------------------
@@ -376,7 +385,10 @@ class _Trainer:
         decay = LAYER_DECAY if settings.pretrained else None
         rate = RATE if settings.pretrained else RATE_FROM_SCRATCH
         optimizer = create_optimizer_v2(self.net, 'adamw', lr=rate, weight_decay=WEIGHT_DECAY, layer_decay=decay)
-        state = self.run.state or dict(log=[], updates=0, seconds=0.)
+        photographs = sha256(self.run.out / 'split.csv')
+        state = self.run.state or dict(log=[], updates=0, seconds=0., photographs=photographs)
+        if state['photographs'] != photographs:
+            raise ValueError(f'{self.run.out}: its run was begun with other photographs than {settings.data} has now; name another folder')
         if self.run.state:
             self.net.load_state_dict(state['net'])
             averaged.module.load_state_dict(state['averaged'])
