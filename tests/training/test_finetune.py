@@ -65,7 +65,7 @@ def test_the_folder_is_a_checkpoint(run, photos):
     accuracy, = card.accuracy
     rows = read_csv(run / 'split.csv')
     assert accuracy.n == sum(row['split'] == 'val' for row in rows) == 12 and accuracy.top1 > 70
-    assert sum(row['split'] == 'train' for row in rows) == 48 and sum(row['note'] == 'watched' for row in rows) == 6
+    assert sum(row['split'] == 'train' for row in rows) == 48 and not any(row['note'] for row in rows)
     assert sorted(path.name for path in run.iterdir()) == [
         'README.md', 'calibration.png', 'card.json', 'config.json', 'confusion.png', 'curves.png', 'log.csv', 'model.safetensors',
         'settings.json', 'split.csv']
@@ -133,6 +133,24 @@ def test_a_run_does_not_go_on_with_other_photographs(photos, tmp_path, monkeypat
     with pytest.raises(ValueError, match='its run was begun with other photographs'):
         finetune(NAME, tmp_path / 'photos', tmp_path / 'mine', epochs=3)
     assert (tmp_path / 'mine' / 'checkpoint.pt').exists()
+
+
+def test_some_of_many_are_watched_and_choose_the_mixture(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'LEAST_WATCHED', 10)
+    finetune(NAME, photos, tmp_path / 'mine', epochs=2, report=False)
+    rows = read_csv(tmp_path / 'mine' / 'split.csv')
+    assert sum(row['note'] == 'watched' for row in rows) == 6 and all(row['split'] == 'train' for row in rows if row['note'])
+    assert all(float(row['watched_loss']) > 0 for row in read_csv(tmp_path / 'mine' / 'log.csv'))
+    fitted, kept = (load_file(tmp_path / name / 'model.safetensors') if name == 'mine' else finetune(
+        NAME, photos, tmp_path / name, freeze=True, report=False).model.state_dict() for name in ('frozen', 'mine'))
+    assert not torch.equal(fitted['stem.conv.weight'], kept['stem.conv.weight'])
+
+
+def test_a_run_ends_early_where_the_watched_loss_does_not_fall():
+    falling = [dict(watched_loss=1 / (i + 1)) for i in range(9)]
+    risen = [dict(watched_loss=loss) for loss in (1, .5, .6, .7, .8, .9, 1.)]
+    assert module._has_ended(risen, .6) and not module._has_ended(risen, .4) and not module._has_ended(falling, .6)
+    assert not module._has_ended([dict(watched_loss='')] * 9, .9)
 
 
 def test_freeze_fits_the_classifier_only(photos, tmp_path):
@@ -334,6 +352,7 @@ igczoo.finetune('{NAME}', {str(photos)!r}, {str(tmp_path / "mine")!r}, freeze=Tr
 
 def test_scores_are_scaled_to_what_the_watched_photographs_say(tmp_path, monkeypatch):
     """The kept classifier is a multiple of the fitted one, and a better judge of itself."""
+    monkeypatch.setattr(module, 'LEAST_WATCHED', 10)
     monkeypatch.setattr(module, 'LEAST_CALIBRATING', 10)
     photos = write_photographs(tmp_path / 'photos', 80, colours={'blue': (110, 110, 140), 'red': (140, 110, 110)})
     settings = dict(freeze=True, report=False)
