@@ -527,7 +527,8 @@ class _Clock:
             return cls(epochs * (n // batch), None, began, before)
         so_far = time.monotonic() - began
         share = len(album.evaluation) / (n + len(album.evaluation))
-        return cls(None, max(60 * settings.minutes - share * so_far - 3, 1), began, before)       # leave time to measure
+        measuring = 2 * share * so_far + 8      # seconds: the photographs to measure by are read once more, and pictures drawn
+        return cls(None, max(60 * settings.minutes - measuring, so_far + 1), began, before)
 
     def spent(self) -> float:
         return self.before + time.monotonic() - self.began

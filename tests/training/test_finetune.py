@@ -174,9 +174,9 @@ def test_from_random_weights_and_one_of_timms_models(photos, tmp_path):
 def test_minutes_are_kept(photos, tmp_path):
     import time
     began = time.monotonic()
-    finetune(NAME, photos, tmp_path / 'mine', minutes=.25, report=False)
-    assert time.monotonic() - began < 1.5 * 15      # generous: other tests may run beside this one
-    assert len(read_csv(tmp_path / 'mine' / 'log.csv')) > 1
+    finetune(NAME, photos, tmp_path / 'mine', minutes=.4, report=False)
+    assert time.monotonic() - began < 1.5 * 24      # generous: other tests may run beside this one
+    assert len(read_csv(tmp_path / 'mine' / 'log.csv')) >= 1
     with pytest.raises(ValueError, match='epochs and minutes both'):
         finetune(NAME, photos, tmp_path / 'x', epochs=1, minutes=1)
 
