@@ -104,7 +104,7 @@ def download(
             if (found := digest(path)) == expected:
                 return
             raise WrongFileError(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
-                              f'not {size:,} bytes with digest {expected}')
+                                 f'not {size:,} bytes with digest {expected}')
         except WrongFileError:
             path.unlink(missing_ok=True)
             if last:

@@ -55,6 +55,7 @@ from .images import Part, open_photographs, read_squares
 from .memory import keep_freed_memory
 from .planar import PlanarIGCNet, has_igc_layers
 from .split import copies_between, stratified_split
+from .train import write_run
 
 __all__ = ['finetune']
 
@@ -311,14 +312,7 @@ class _Run:
         return (self.out / CARD).exists()
 
     def save(self, state: dict[str, Any]) -> None:
-        with replacing(self.out / 'checkpoint.pt') as file:
-            torch.save(state, file)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, state['log'][-1], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(state['log'])
-        with replacing(self.out / 'log.csv') as file:
-            file.write_text(table.getvalue(), encoding='utf-8')
+        write_run(self.out, state)
 
 
 class _Trainer:

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from .memory import keep_freed_memory
 from .planar import PlanarIGCNet, has_igc_layers
 from .recipes import Recipe
 
-__all__ = ['train']
+__all__ = ['train', 'write_run']
 
 
 def train(
@@ -149,7 +148,7 @@ def _write(out: Path, recipe: Recipe, net: IGCNet, eval_set: Dataset, data: str,
     """Measure the net as users will, and make ``out`` a checkpoint folder."""
     preprocess = Preprocess((3, recipe.input_size, recipe.input_size), *(tuple(value / 255 for value in values)
                                                                          for values in (recipe.mean, recipe.std)), 'bilinear', 1.)
-    classifier = Classifier(net, create_transform(**asdict(preprocess), is_training=False), eval_set.classes)
+    classifier = Classifier(net, create_transform(**dataclasses.asdict(preprocess), is_training=False), eval_set.classes)
     title = f'{recipe.model} on {Path(data).resolve().name}'
     write_checkpoint(out, Card(
         model=recipe.model, tag=tag_for(out), title=title, params=count_params(net), macs=count_macs(net, preprocess.input_size),
@@ -202,12 +201,16 @@ def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torc
 
 
 def _save(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
-    checkpoint = dict(settings=settings, net=net.state_dict(), optimizer=optimizer.state_dict(), log=log)
+    write_run(out, dict(settings=settings, net=net.state_dict(), optimizer=optimizer.state_dict(), log=log))
+
+
+def write_run(out: Path, state: dict[str, Any]) -> None:
+    """What a run goes on from, as checkpoint.pt, and its rows so far, ``state['log']``, as log.csv."""
     with replacing(out / 'checkpoint.pt') as file:
-        torch.save(checkpoint, file)
+        torch.save(state, file)
     table = io.StringIO()
-    writer = csv.DictWriter(table, log[-1], lineterminator='\n')
+    writer = csv.DictWriter(table, state['log'][-1], lineterminator='\n')
     writer.writeheader()
-    writer.writerows(log)
+    writer.writerows(state['log'])
     with replacing(out / 'log.csv') as file:
-        file.write_text(table.getvalue())
+        file.write_text(table.getvalue(), encoding='utf-8')
