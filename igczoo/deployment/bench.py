@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..nets.igcnet import IGCNet
+from ..nets.net import Net
 from .deploy import deploy, forms_used
 from .export import onnx_model, open_onnx, trace
 from .placement import check_placement
@@ -42,7 +42,7 @@ class Candidate:
     """One form of a model, ready to run."""
     form: str
     run: Callable[[], Any]                                  # one forward pass of one batch
-    layers: dict[str, str] = field(default_factory=dict)    # of a deployed form: the form of each IGC layer
+    layers: dict[str, str] = field(default_factory=dict)    # of a deployed form: the form of each IGC layer or unit
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Timing:
     dtype: str
     batch_size: int
     seconds: tuple[float, ...]  # a forward pass takes, in each round
-    layers: dict[str, str]      # of a deployed form: the form of each IGC layer
+    layers: dict[str, str]      # of a deployed form: the form of each IGC layer or unit
 
     @property
     def images_per_second(self) -> float:
@@ -134,7 +134,7 @@ def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True) -
     found = [Candidate(PLAIN[0], partial(model, x)), Candidate(PLAIN[1], partial(last, x_last))]
     if compile:
         found.append(Candidate('plain, compiled', partial(_compiled(last), x_last)))
-    if isinstance(model, IGCNet):
+    if isinstance(model, Net):
         deployed = deploy(model)
         nets = {
             'deployed': deployed, 'deployed by measurement': deploy(model, example=x), 'deployed, portable': deploy(model, portable=True)}
@@ -157,7 +157,7 @@ def _compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
 @cache
 def _in_onnx_runtime(name: str, input_size: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
     model = _create(name, torch.empty(0))
-    net = deploy(model, portable=True) if isinstance(model, IGCNet) else model
+    net = deploy(model, portable=True) if isinstance(model, Net) else model
     return open_onnx(onnx_model(trace(net, input_size)).SerializeToString())
 
 

@@ -18,6 +18,8 @@ from ..nets.layers import IGConv2d, fold_batch_norm
 from ..nets.net import Net
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
+from .hooks import has_hooks, is_heard
+from .inverted import UNIT_FORMS, deploy_units, has_only_units, unit_forms_of
 from .planes import PlaneConv2d, convolve_planes
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
@@ -25,15 +27,15 @@ __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
 FUSING = Stage, Stages, InvertedUnit
 FOLDABLE = nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d      # as written, trained on several GPUs, frozen by timm.utils.freeze
 
-Choose = Callable[[IGConv2d, Folded], str]     # the name of a layer's form
+Choose = Callable[[IGConv2d | InvertedUnit, Folded | InvertedUnit], str]    # the name of a layer's form, or of a unit's, which comes twice
 
 
 def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = False, build: bool = True) -> nn.Module:
     """A new model of equal outputs that runs faster; ``model`` stays as it is.
 
-    BatchNorm is folded into the weights, permutations into their order, and each layer takes the form that `forms.forms_of` names first, or
+    BatchNorm is folded into the weights, permutations into their order, and each layer takes the form that is most likely the fastest, or
     with ``example`` the one that runs fastest on it here. The result is for inference; it has the methods of the original and its
-    ``pretrained_cfg``. `timm.utils.reparameterize_model` gives the same.
+    ``pretrained_cfg``. `timm.utils.reparameterize_model` gives an equal one.
 
     Args:
         model: an `IGCNet` or `IGCV3` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
@@ -70,6 +72,8 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
             setattr(parent, name, deploy_stage(child, choose)[0])
         elif isinstance(child, Stages):
             setattr(parent, name, deploy_stages(child, choose))
+        elif has_only_units(child):
+            setattr(parent, name, deploy_units(child, lambda unit: choose(unit, unit)))
         elif isinstance(child, (Stem, InvertedUnit, ConvNormAct)):
             setattr(parent, name, child.fuse())
         elif isinstance(child, nn.Dropout):
@@ -79,23 +83,29 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
 
 
 def forms_used(model: nn.Module) -> dict[str, str]:
-    """The form of each IGC layer of a deployed model, by the layer's name."""
-    names = {form: name for name, form in FORMS.items()}
+    """The form of each IGC layer and inverted unit of a deployed model, by its name."""
+    names = {form: name for forms in (FORMS, UNIT_FORMS) for name, form in forms.items()}
     return {layer: names[type(module)] for layer, module in model.named_modules() if type(module) in names}
 
 
-def by_rule(conv: IGConv2d, layer: Folded, portable: bool = False) -> str:
-    """The first form of `forms.forms_of`."""
-    return forms_of(layer, portable)[0]
+def by_rule(module: IGConv2d | InvertedUnit, layer: Folded | InvertedUnit, portable: bool = False) -> str:
+    """The first form that it can take."""
+    return next(iter(_forms(layer, portable)))
+
+
+def _forms(layer: Folded | InvertedUnit, portable: bool) -> dict[str, type[nn.Module]]:
+    if isinstance(layer, InvertedUnit):
+        return {name: UNIT_FORMS[name] for name in unit_forms_of(layer, portable)}
+    return {name: FORMS[name] for name in forms_of(layer, portable)}
 
 
 @torch.inference_mode()
 def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose:
     """Choose the form that is fastest on what each layer is given when the model runs on the example."""
     from torch.utils.benchmark import Timer  # looks for a CUDA compiler when imported
-    inputs: dict[IGConv2d, Tensor] = {}
-    hooks = [module.register_forward_pre_hook(lambda conv, args: inputs.update({conv: torch.randn_like(args[0])}))
-             for module in model.modules() if isinstance(module, IGConv2d)]
+    inputs: dict[nn.Module, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(lambda module, args: inputs.update({module: torch.randn_like(args[0])}))
+             for module in model.modules() if isinstance(module, (IGConv2d, InvertedUnit))]
     model(example.contiguous(memory_format=torch.channels_last))
     for hook in hooks:
         hook.remove()
@@ -104,9 +114,9 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
     def seconds(form: nn.Module, x: Tensor) -> float:
         return Timer('form(x)', globals=dict(form=form, x=x)).blocked_autorange(min_run_time=0.05).median
 
-    def choose(conv: IGConv2d, layer: Folded) -> str:
-        x = inputs[conv].contiguous(memory_format=torch.channels_last)
-        return min(forms_of(layer, portable), key=lambda name: seconds(FORMS[name](layer), x))
+    def choose(module: IGConv2d | InvertedUnit, layer: Folded | InvertedUnit) -> str:
+        x, forms = inputs[module].contiguous(memory_format=torch.channels_last), _forms(layer, portable)
+        return next(iter(forms)) if len(forms) == 1 else min(forms, key=lambda name: seconds(forms[name](layer), x))
 
     return choose
 
@@ -118,7 +128,7 @@ class FusedStemIGCNet(IGCNet):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax') or _is_heard(self.stages):
+        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax') or is_heard(self.stages):
             return super().forward(x)
         x, last = self.stages.run(self.forward_stem(x))
         x = self.global_pool(x)                         # (N, C)
@@ -127,7 +137,7 @@ class FusedStemIGCNet(IGCNet):
         return self.head(self.head_drop(x))
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        if not isinstance(self.pool, nn.MaxPool2d) or _has_hooks(self.stem) or _has_hooks(self.pool):     # pruned away, or listened to
+        if not isinstance(self.pool, nn.MaxPool2d) or has_hooks(self.stem) or has_hooks(self.pool):     # pruned away, or listened to
             return super().forward_stem(x)
         conv = self.stem.conv
         return kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias)      # (7, 7, in_chans, C)
@@ -182,7 +192,7 @@ class DeployedStages(nn.Sequential):
 
     def run(self, x: Tensor) -> tuple[Tensor, DeployedStage | None]:
         """The last stage's output as it has not left it yet, and that stage; None where there is none."""
-        if any(map(_is_heard, self)):
+        if any(map(is_heard, self)):
             return super().forward(x), None
         last, blocks = None, []
         for stage in self:
@@ -220,27 +230,17 @@ class FusedResidual(nn.Module):
                              first.stride, first.dilation, second.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not any(map(_has_hooks, self.children())):
+        if not any(map(has_hooks, self.children())):
             return kernels.residual_blocks(x, [self.block()])
         y = self.layer2(F.relu(self.layer1(x)))
         return F.relu(y + self.shortcut(x))
-
-
-def _is_heard(module: nn.Module) -> bool:
-    """Whether somebody has put hooks on this module, so that it must be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether this module or a part of it is listened to."""
-    return any(map(_is_heard, module.modules()))
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The output of blocks one after another; those with hooks are called one by one."""
     fused: list[kernels.Block] = []
     for block in blocks:
-        if isinstance(block, FusedResidual) and not _has_hooks(block):
+        if isinstance(block, FusedResidual) and not has_hooks(block):
             fused.append(block.block())
             continue
         if fused:

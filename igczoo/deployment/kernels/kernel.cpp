@@ -4,6 +4,7 @@
 // Every output is summed in one fixed order, so the result depends neither on how the work is shared nor on the number of threads. Sums
 // are float32; of bfloat16, what goes to memory is rounded.
 #include "blocks.h"
+#include "inverted.h"
 #include "stem.h"
 #include "unit.h"
 
@@ -29,6 +30,17 @@ void igc_residual_blocks(Number* out, const Number* in, Number* room, const Bloc
 
 int64_t igc_room(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
     return Levels(blocks, num_blocks, images, chunk_bytes).room;
+}
+
+// out = the last unit's output for `in`, likewise.
+void igc_inverted_units(Number* out, const Number* in, Number* room, const Inverted* units, int64_t num_units, int64_t images,
+                        int64_t chunk_bytes, int64_t threads) {
+    const InvertedLevels levels(units, num_units, images, chunk_bytes);
+    levels.run(levels.levels.size() - 1, images, in, out, room, threads);
+}
+
+int64_t igc_inverted_room(const Inverted* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
+    return InvertedLevels(units, num_units, images, chunk_bytes).room;
 }
 
 // out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).
