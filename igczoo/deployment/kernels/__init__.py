@@ -446,6 +446,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.igc_residual_blocks.argtypes = [pointer] * 3 + [ctypes.POINTER(_Block)] + [size] * 4
     library.igc_residual_blocks.restype = None
     library.igc_room.argtypes, library.igc_room.restype = [ctypes.POINTER(_Block)] + [size] * 3, size
-    library.igc_inverted_units.argtypes, library.igc_inverted_units.restype = [pointer] * 4 + [size] * 4, None
-    library.igc_inverted_room.argtypes, library.igc_inverted_room.restype = [pointer] + [size] * 3, size
+    for units in (library.igc_inverted_units, library.igc_sparse_units):
+        units.argtypes, units.restype = [pointer] * 4 + [size] * 4, None
+    for room in (library.igc_inverted_room, library.igc_sparse_room):
+        room.argtypes, room.restype = [pointer] + [size] * 3, size
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None

@@ -1,14 +1,14 @@
-// IGCV3's inverted units one after another: a band of rows at a time, the expansion goes into a buffer that stays in the cache, from there
-// the channel-wise convolution into another, and from there the projection to the output with bias and shortcut.
+// IGCV3's inverted unit: for a band of rows, a block of channels at a time is expanded into a buffer that stays in the first cache, and
+// filtered into another one; from there the projection goes to the output with bias and shortcut.
 //
 // Each group of the projection takes an equal part of each group of the expansion. So what lies between input and output falls apart into
 // as many independent parts as the projection has groups, and in a part's own order every product reads neighbours in memory.
 #pragma once
 #include <algorithm>
-#include <vector>
 
-#include "primary.h"
-#include "product.h"
+#include "chain.h"
+#include "filter.h"
+#include "panel.h"
 #include "threads.h"
 
 namespace {
@@ -18,113 +18,89 @@ struct Inverted {
     const Number *expand, *expand_bias;                             // (p, g, C / g, c), (p, g, c)
     const Number *depthwise, *depthwise_bias;                       // (p, k, k, g, c), (p, g, c)
     const Number *project, *project_bias;                           // (p, g, c, O / p), (p, O / p)
-    int64_t height, width, in_channels, out_channels, groups, parts, channels, kernel, stride, dilation, residual;
+    int64_t in_channels, out_channels, groups, parts, channels, residual;
+    Geometry map;
 
-    int64_t out_height() const { return ceil_div(height, stride); }
-    int64_t out_width() const { return ceil_div(width, stride); }
-    int64_t in_image() const { return height * width * in_channels; }
-    int64_t out_image() const { return out_height() * out_width() * out_channels; }
+    int64_t in_image() const { return map.height * map.width * in_channels; }
+    int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
     int64_t part() const { return groups * channels; }
-
-    // Rows of the input that output rows [begin, end) are made of.
-    Taps rows(int64_t begin, int64_t end) const {
-        const int64_t reach = dilation * (kernel / 2);
-        return {std::max<int64_t>(begin * stride - reach, 0), std::min((end - 1) * stride + reach + 1, height)};
-    }
+    int64_t taps() const { return map.kernel * map.kernel; }
+    void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 
 // Into how many bands of rows the output of each image is split: as few rows are expanded twice as threads and cache allow.
 int64_t bands_of(const Inverted& u, int64_t images, int64_t threads) {
     constexpr int64_t CACHE = 1 << 16;                              // floats: half the smallest L2 cache
     int64_t best = 1, least = INT64_MAX;
-    for (int64_t bands = 1; bands <= u.out_height(); ++bands) {
-        const int64_t out_rows = ceil_div(u.out_height(), bands);
-        const int64_t rows = std::min(u.height, (out_rows - 1) * u.stride + u.dilation * (u.kernel - 1) + 1);
-        const int64_t expanded = rows * u.width, filtered = out_rows * u.out_width();
-        if ((expanded + filtered) * u.part() > CACHE && bands < u.out_height()) continue;
-        const int64_t work = expanded * (u.in_channels / u.groups) + filtered * (u.kernel * u.kernel + u.out_channels / u.parts);
+    for (int64_t bands = 1, height = u.map.out_height(); bands <= height; ++bands) {
+        const int64_t rows = ceil_div(height, bands), expanded = u.map.most_rows(rows) * u.map.width, filtered = rows * u.map.out_width();
+        if (expanded * BLOCK + filtered * u.part() > CACHE && bands < height) continue;
+        const int64_t work = expanded * (u.in_channels / u.groups) + filtered * (u.taps() + u.out_channels / u.parts);
         const int64_t cost = ceil_div(bands * u.parts * images, threads) * work;
         if (cost < least) least = cost, best = bands;
     }
     return best;
 }
 
-// out = project(relu6(depthwise(expand(x)))) + x?
-void run_inverted(const Inverted& u, int64_t images, const Number* x, int64_t threads, Number* out) {
-    const int64_t bands = bands_of(u, images, threads), C = u.in_channels, O = u.out_channels / u.parts, inputs = C / u.groups;
-    const int64_t part = u.part(), row = ceil_div(part, 16) * 16, out_rows = ceil_div(u.out_height(), bands), out_width = u.out_width();
-    const int64_t in_rows = std::min(u.height, (out_rows - 1) * u.stride + u.dilation * (u.kernel - 1) + 1);
-    parallel(threads, u.parts * images * bands, [&](int64_t item) {
-        const int64_t band = item % bands, image = item / bands % images, p = item / bands / images;
-        const int64_t begin = band * u.out_height() / bands, end = (band + 1) * u.out_height() / bands;
-        const Taps rows = u.rows(begin, end);
-        Number* expanded = scratch<Number>(in_rows * u.width * part + out_rows * out_width * row + packed(std::max(inputs, part)));
-        Number* filtered = expanded + in_rows * u.width * part;
-        Number* copy = filtered + out_rows * out_width * row;
-        const Number* in = x + image * u.in_image();
-        for (int64_t g = 0; g < u.groups; ++g) {
-            const int64_t at = p * u.groups + g;
-            multiply<Number>({in + rows.begin * u.width * C + g * inputs, C, 0, 1, inputs, u.expand + at * inputs * u.channels, u.channels,
-                              u.expand_bias + at * u.channels, nullptr, 0, expanded + g * u.channels, part, false},
-                             (rows.end - rows.begin) * u.width, u.channels, copy);
-        }
-        convolve({u.height, u.width, u.out_height(), out_width, 1, part, u.kernel, u.stride, u.dilation, expanded - rows.begin * u.width * part,
-                  u.depthwise + p * u.kernel * u.kernel * part, u.depthwise_bias + p * part, true},
-                 begin * out_width, end * out_width, 0, 1, {filtered, row, 0});
-        const int64_t at = image * u.out_image() + begin * out_width * u.out_channels + p * O;
-        multiply<Number>({filtered, row, 0, 1, part, u.project + p * part * O, O, u.project_bias + p * O, u.residual ? x + at : nullptr,
-                          u.out_channels, out + at, u.out_channels, false},
-                         (end - begin) * out_width, O, copy);
-    });
+// Where `length` numbers at the head of each row lie with a zero behind them, if their number is odd and numbers are taken by pairs.
+inline const Number* in_pairs(const Number* rows, int64_t row, int64_t length, int64_t pixels, Number* copy) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, copy += length + 1) {
+        std::copy(rows + pixel * row, rows + pixel * row + length, copy);
+        copy[length] = {};
+    }
+    return copy - pixels * (length + 1);
 }
 
-// Units whose outputs are of one size: as many images go through them at a time as the cache keeps.
-struct InvertedLevel {
-    const Inverted *begin, *end;
-    int64_t images;
-    int64_t input, between[2];                                      // where what the level before gives, and the maps in between, lie
-};
-
-struct InvertedLevels {
-    std::vector<InvertedLevel> levels;
-    int64_t room = 0;                                               // numbers that all these maps take
-
-    InvertedLevels(const Inverted* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
-        const auto place = [&](int64_t numbers) {
-            const int64_t at = room;
-            room += ceil_div(numbers, 64) * 64;
-            return at;
-        };
-        for (const Inverted* u = units; u < units + num_units; ++u) {
-            if (u > units && u->residual) {
-                levels.back().end = u + 1;
-                continue;
-            }
-            const int64_t fitting = chunk_bytes / (u->out_image() * int64_t{sizeof(Number)});
-            const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
-            const int64_t input = u > units ? place(count * u->in_image()) : 0;
-            levels.push_back({u, u + 1, count, input, {place(count * u->out_image()), place(count * u->out_image())}});
+// Output rows [begin, end) of part p; x and out are an image's.
+void run_band(const Inverted& u, int64_t p, int64_t begin, int64_t end, const Number* x, Number* out) {
+    const int64_t C = u.in_channels, O = u.out_channels / u.parts, inputs = C / u.groups, c = u.channels, part = u.part();
+    const bool odd = inputs % FACTORS<Number>;
+    const Rows rows = u.map.rows(begin, end);
+    const int64_t width = u.map.out_width(), pixels = (end - begin) * width, expanded_pixels = (rows.end - rows.begin) * u.map.width;
+    const int64_t row = ceil_div(part + LANES, 16) * 16;            // whole vectors may be written behind the last channel
+    Number* expanded = scratch<Number>(expanded_pixels * (BLOCK + odd * (inputs + 1)) + pixels * row + (u.taps() + 1) * BLOCK +
+                                       packed_block(std::max(inputs, part)));
+    Number* filtered = expanded + expanded_pixels * BLOCK;
+    Number* filters = filtered + pixels * row;
+    Number* copy = filters + (u.taps() + 1) * BLOCK;
+    Number* pairs = copy + packed_block(std::max(inputs, part));
+    for (int64_t g = 0; g < u.groups; ++g) {
+        const Number* in = x + rows.begin * u.map.width * C + g * inputs;
+        if (odd) in = in_pairs(in, C, inputs, expanded_pixels, pairs);
+        const int64_t group = p * u.groups + g;
+        for (int64_t first = 0; first < c; first += BLOCK) {
+            const int64_t block = std::min<int64_t>(c - first, BLOCK), whole = ceil_div(block, LANES) * LANES;
+            const auto put = [&](const Number* from, Number* to) { std::fill(std::copy(from, from + block, to), to + whole, Number{}); };
+            Number* bias = filters + u.taps() * whole;
+            put(u.expand_bias + group * c + first, bias);
+            pack_block(u.expand + group * inputs * c + first, c, inputs, block, whole, copy);
+            const Product<Number> expand = {in, odd ? inputs + 1 : C, 0, 1, inputs, copy, whole * FACTORS<Number>, bias, nullptr, 0, expanded,
+                                            whole, false};
+            with_constant<VECTORS>(whole / LANES, [&](auto vectors) {
+                multiply_panels<vectors, false>(expand, nullptr, expanded_pixels, LANES);
+            });
+            for (int64_t tap = 0; tap < u.taps(); ++tap)
+                put(u.depthwise + (p * u.taps() + tap) * part + g * c + first, filters + tap * whole);
+            put(u.depthwise_bias + group * c + first, bias);
+            const Filter filter = {u.map, whole, expanded - rows.begin * u.map.width * whole, filters, bias, true};
+            for (int64_t y = begin; y < end; ++y) filter_row(filter, y, filtered + (y - begin) * width * row + g * c + first, row);
         }
     }
+    if (part % FACTORS<Number>)
+        for (int64_t pixel = 0; pixel < pixels; ++pixel) filtered[pixel * row + part] = {};
+    const int64_t at = begin * width * u.out_channels + p * O;
+    multiply_blocks<false, Number>({filtered, row, 0, 1, part, u.project + p * part * O, O, u.project_bias + p * O,
+                                    u.residual ? x + at : nullptr, u.out_channels, out + at, u.out_channels, false},
+                                   nullptr, pixels, O, copy);
+}
 
-    // Levels [0, last]: each takes some images as soon as the one before has made them.
-    void run(int64_t last, int64_t images, const Number* x, Number* out, Number* maps, int64_t threads) const {
-        const InvertedLevel& level = levels[last];
-        for (int64_t begin = 0; begin < images; begin += level.images) {
-            const int64_t count = std::min(level.images, images - begin);
-            const Number* source = x + begin * levels[0].begin->in_image();
-            if (last > 0) {
-                run(last - 1, count, source, maps + level.input, maps, threads);
-                source = maps + level.input;
-            }
-            for (const Inverted* u = level.begin; u < level.end; ++u) {
-                const bool is_last = u + 1 == level.end;
-                Number* target = is_last ? out + begin * u->out_image() : maps + level.between[(u - level.begin) % 2];
-                run_inverted(*u, count, source, threads, target);
-                source = target;
-            }
-        }
-    }
-};
+// out = project(relu6(depthwise(expand(x)))) + x?
+void Inverted::run(int64_t images, const Number* x, int64_t threads, Number* out) const {
+    const int64_t bands = bands_of(*this, images, threads), height = map.out_height();
+    parallel(threads, parts * images * bands, [&](int64_t item) {
+        const int64_t band = item % bands, image = item / bands % images, part = item / bands / images;
+        run_band(*this, part, band * height / bands, (band + 1) * height / bands, x + image * in_image(), out + image * out_image());
+    });
+}
 
 }  // namespace

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import CHUNK_BYTES, _differentiate, _has_pixels, _is_transformed, _kernels, _nhwc, takes
+from . import _differentiate, _has_pixels, _is_transformed, _nhwc, takes
+from .chain import run_chain
 
 __all__ = ['InvertedUnit', 'inverted_units', 'torch_inverted_units']
 
@@ -125,7 +126,7 @@ def _shape(name: str, x_shape: tuple[int, ...], unit: InvertedUnit) -> tuple[int
         raise ValueError(f'{name}: stride is {unit.stride} and dilation {unit.dilation}; they must be positive')
     shape = x_shape[0], p * outputs, -(-x_shape[2] // unit.stride), -(-x_shape[3] // unit.stride)
     if unit.residual and shape != x_shape:
-        raise ValueError(f'{name}: x is {x_shape} and the output {shape}; a residual unit\'s must be the same')
+        raise ValueError(f"{name}: x is {x_shape} and the output {shape}; a residual unit's must be the same")
     return shape
 
 
@@ -145,7 +146,7 @@ class _Unit(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in (
             'expand', 'expand_bias', 'depthwise', 'depthwise_bias', 'project', 'project_bias')),
         *((name, ctypes.c_int64) for name in (
-            'height', 'width', 'in_channels', 'out_channels', 'groups', 'parts', 'channels', 'kernel', 'stride', 'dilation', 'residual')),
+            'in_channels', 'out_channels', 'groups', 'parts', 'channels', 'residual', 'height', 'width', 'kernel', 'stride', 'dilation')),
     ]
 
 
@@ -155,10 +156,7 @@ def _run(out: Tensor, x: Tensor, units: Sequence[InvertedUnit], shapes: Sequence
     for unit, (_, channels, H, W) in zip(units, shapes, strict=True):
         parts = [tensor.contiguous() for tensor in (*unit.expand, *unit.depthwise, *unit.project)]
         p, k, _, g, c = unit.depthwise[0].shape
-        rows.append((*(tensor.data_ptr() for tensor in parts), H, W, channels, unit.project[1].numel(), g, p, c, k, unit.stride,
-                     unit.dilation, unit.residual))
+        rows.append(_Unit(*(tensor.data_ptr() for tensor in parts), channels, unit.project[1].numel(), g, p, c, unit.residual, H, W, k,
+                          unit.stride, unit.dilation))
         tensors += parts
-    if out.numel():
-        kernel, work = _kernels[x.dtype], ((_Unit * len(rows))(*rows), len(rows), len(x), CHUNK_BYTES)
-        room = torch.empty(kernel.igc_inverted_room(*work), dtype=x.dtype)
-        kernel.igc_inverted_units(out.data_ptr(), x.data_ptr(), room.data_ptr(), *work, torch.get_num_threads())
+    run_chain('inverted', out, x, rows)

@@ -5,6 +5,7 @@
 // are float32; of bfloat16, what goes to memory is rounded.
 #include "blocks.h"
 #include "inverted.h"
+#include "sparse.h"
 #include "stem.h"
 #include "unit.h"
 
@@ -35,12 +36,22 @@ int64_t igc_room(const Block* blocks, int64_t num_blocks, int64_t images, int64_
 // out = the last unit's output for `in`, likewise.
 void igc_inverted_units(Number* out, const Number* in, Number* room, const Inverted* units, int64_t num_units, int64_t images,
                         int64_t chunk_bytes, int64_t threads) {
-    const InvertedLevels levels(units, num_units, images, chunk_bytes);
-    levels.run(levels.levels.size() - 1, images, in, out, room, threads);
+    const Chain<Inverted> chain(units, num_units, images, chunk_bytes);
+    chain.run(chain.links.size() - 1, images, in, out, room, threads);
 }
 
 int64_t igc_inverted_room(const Inverted* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
-    return InvertedLevels(units, num_units, images, chunk_bytes).room;
+    return Chain<Inverted>(units, num_units, images, chunk_bytes).room;
+}
+
+void igc_sparse_units(Number* out, const Number* in, Number* room, const Sparse* units, int64_t num_units, int64_t images,
+                      int64_t chunk_bytes, int64_t threads) {
+    const Chain<Sparse> chain(units, num_units, images, chunk_bytes);
+    chain.run(chain.links.size() - 1, images, in, out, room, threads);
+}
+
+int64_t igc_sparse_room(const Sparse* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
+    return Chain<Sparse>(units, num_units, images, chunk_bytes).room;
 }
 
 // out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).

@@ -15,7 +15,6 @@ struct Primary {
     const Number* in;                                               // (N, H, W, m, L)
     const Number* weight;                                           // (M, m, k, k, L)
     const Number* bias;                                             // (M, L), or null
-    bool relu6;                                                     // on the way out
 
     int64_t pixel() const { return in_planes * channels; }
     int64_t plane_weight() const { return pixel() * kernel * kernel; }
@@ -85,8 +84,7 @@ __attribute__((always_inline)) inline void convolve_channels(
 #pragma GCC unroll 2
     for (int j = 0; j < planes; ++j)
 #pragma GCC unroll 8
-        for (int r = 0; r < run; ++r)
-            store<N>(target.out + j * target.plane + r * target.pixel, p.relu6 ? relu6(sum[j][r]) : sum[j][r]);
+        for (int r = 0; r < run; ++r) store<N>(target.out + j * target.plane + r * target.pixel, sum[j][r]);
 }
 
 // On the way it fetches what the next run reads first of all: that run's lowest rows of the input, from the pixel `next` on.

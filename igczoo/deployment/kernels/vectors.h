@@ -82,12 +82,6 @@ inline V relu(V v) {
     return v <= V{} ? V{} : v;                                      // written so that NaN stays NaN and -0 becomes +0
 }
 
-template <class V>
-inline V relu6(V v) {
-    v = relu(v);
-    return v > 6.0f ? V{} + 6.0f : v;
-}
-
 // Calls run with the constant that a value in 1..most is.
 template <int most, class Run>
 inline void with_constant(int64_t value, const Run& run) {

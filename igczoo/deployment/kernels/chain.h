@@ -1,0 +1,62 @@
+// Units one after another: as many images at a time go through units of one shape as the cache keeps until they are read again.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "threads.h"
+
+namespace {
+
+// A unit and those after it whose maps are all of one shape.
+template <class Unit>
+struct Link {
+    const Unit *begin, *end;
+    int64_t images;                                                 // that go through it at a time
+    int64_t input, between[2];                                      // where what the link before gives, and the maps between units, lie
+};
+
+// Of units that say in_image and out_image, the numbers of a map, and run(images, x, threads, out).
+template <class Unit>
+struct Chain {
+    std::vector<Link<Unit>> links;
+    int64_t room = 0;                                               // numbers that all these maps take
+
+    Chain(const Unit* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
+        const auto place = [&](int64_t numbers) {
+            const int64_t at = room;
+            room += ceil_div(numbers, 64) * 64;
+            return at;
+        };
+        for (const Unit* u = units; u < units + num_units; ++u) {
+            if (u > units && u->in_image() == u->out_image()) {
+                links.back().end = u + 1;
+                continue;
+            }
+            const int64_t fitting = chunk_bytes / (u->out_image() * int64_t{sizeof(Number)});
+            const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
+            const int64_t input = u > units ? place(count * u->in_image()) : 0;
+            links.push_back({u, u + 1, count, input, {place(count * u->out_image()), place(count * u->out_image())}});
+        }
+    }
+
+    // Links [0, last]: each takes some images as soon as the one before has made them.
+    void run(int64_t last, int64_t images, const Number* x, Number* out, Number* maps, int64_t threads) const {
+        const Link<Unit>& link = links[last];
+        for (int64_t begin = 0; begin < images; begin += link.images) {
+            const int64_t count = std::min(link.images, images - begin);
+            const Number* source = x + begin * links[0].begin->in_image();
+            if (last > 0) {
+                run(last - 1, count, source, maps + link.input, maps, threads);
+                source = maps + link.input;
+            }
+            for (const Unit* u = link.begin; u < link.end; ++u) {
+                const bool is_last = u + 1 == link.end;
+                Number* target = is_last ? out + begin * u->out_image() : maps + link.between[(u - link.begin) % 2];
+                u->run(count, source, threads, target);
+                source = target;
+            }
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,89 @@
+// Products of many pixels by a few columns of a matrix, with bias: as product.h, for rows that are short or whose numbers lie scattered.
+#pragma once
+#include <algorithm>
+
+#include "product.h"
+
+namespace {
+
+constexpr int BLOCK = VECTORS * LANES;                              // columns at most, in whole vectors
+
+// Of a weight (rows, step) the `columns` of a block, as (rows / FACTORS, padded, FACTORS) with zeros where there are none.
+template <class T>
+void pack_block(const T* weight, int64_t step, int64_t rows, int64_t columns, int64_t padded, T* copy) {
+    constexpr int64_t factors = FACTORS<T>;
+    std::fill(copy, copy + ceil_div(rows, factors) * factors * padded, T{});
+    for (int64_t k = 0; k < rows; ++k)
+        for (int64_t column = 0; column < columns; ++column)
+            copy[k / factors * factors * padded + column * factors + k % factors] = weight[k * step + column];
+}
+
+// A row's next numbers: neighbours, or where `places` says.
+inline float factor(const float* row, const int32_t* places) { return row[places[0]]; }
+inline uint32_t factor(const bfloat16* row, const int32_t* places) { return row[places[0]].bits | uint32_t{row[places[1]].bits} << 16; }
+
+// `height` pixels by `vectors` vectors of columns, of whose last vector only `last` are there.
+template <int height, int vectors, bool scattered, class T>
+__attribute__((always_inline)) inline void multiply_panel(const Product<T>& p, const int32_t* places, int last) {
+    Vector<LANES> sum[height][vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+        const Vector<LANES> bias = p.bias ? load_some<LANES>(p.bias + v * LANES, v + 1 < vectors ? LANES : last) : Vector<LANES>{};
+#pragma GCC unroll 12
+        for (int h = 0; h < height; ++h) sum[h][v] = bias;
+    }
+    const T *weight = p.weight, *rows = p.rows;
+    for (int64_t k = 0; k < p.length; k += FACTORS<T>, weight += p.step) {
+        Bits<LANES> w[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) std::memcpy(&w[v], weight + v * LANES * FACTORS<T>, sizeof w[v]);
+#pragma GCC unroll 12
+        for (int h = 0; h < height; ++h) {
+            const T* row = rows + h * p.row;
+            const auto x = scattered ? factor(row, places + k) : factor(row + k);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sum[h][v] = multiply_add<LANES>(x, w[v], sum[h][v]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int h = 0; h < height; ++h)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            const int count = v + 1 < vectors ? LANES : last;
+            Vector<LANES> y = sum[h][v];
+            if (p.residual) y += load_some<LANES>(p.residual + h * p.residual_pixel + v * LANES, count);
+            if (p.relu) y = relu(y);
+            store_some<LANES>(p.out + h * p.pixel + v * LANES, y, count);
+        }
+}
+
+template <int vectors, bool scattered, class T>
+__attribute__((noinline)) void multiply_panels(Product<T> p, const int32_t* places, int64_t pixels, int last) {
+    constexpr int HEIGHT = 2 * vectors <= VECTORS ? 2 * ROWS : ROWS;
+    for (; pixels >= HEIGHT; pixels -= HEIGHT, p.skip_pixels(HEIGHT)) multiply_panel<HEIGHT, vectors, scattered>(p, places, last);
+    if (pixels)
+        with_constant<HEIGHT - 1>(pixels, [&](auto height) { multiply_panel<height, vectors, scattered>(p, places, last); });
+}
+
+// Numbers that multiply_blocks needs room for, to pack a weight of so many rows.
+constexpr int64_t packed_block(int64_t rows) { return ceil_div(rows, 2) * 2 * BLOCK; }
+
+// All columns of all pixels. `places` of a row's numbers, an even number of them, where scattered.
+template <bool scattered, class T>
+void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_t columns, T* copy) {
+    for (int64_t block; columns > 0; columns -= block, p.skip_columns(block)) {
+        block = std::min<int64_t>(columns, BLOCK);
+        const int64_t vectors = ceil_div(block, LANES);
+        Product<T> q = p;
+        if (FACTORS<T> > 1 || block % LANES) {
+            pack_block(p.weight, p.step, p.length, block, vectors * LANES, copy);
+            q.weight = copy;
+            q.step = vectors * LANES * FACTORS<T>;
+        }
+        with_constant<VECTORS>(vectors, [&](auto vectors) {
+            multiply_panels<vectors, scattered>(q, places, pixels, block - (vectors - 1) * LANES);
+        });
+    }
+}
+
+}  // namespace

@@ -1,0 +1,100 @@
+// IGCV2's unit: for a band of rows, the channel-wise convolution goes into a buffer that stays in the cache, the products of groups from
+// buffer to buffer and the last of them to the output with bias, shortcut and ReLU. A product finds its numbers where the one before has
+// left them: the interleaves are a matter of places.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "chain.h"
+#include "filter.h"
+#include "panel.h"
+#include "threads.h"
+
+namespace {
+
+// As _Unit in sparse.py lays it out: g groups of K channels, O output channels, `depth` products before the last.
+struct Sparse {
+    const Number* depthwise;                                        // (k, k, C)
+    const Number* between;                                          // (depth, g, K, K)
+    const Number *last, *bias;                                      // (g, K, O / g), (O)
+    int64_t out_channels, groups, channels, depth, residual;
+    Geometry map;
+
+    int64_t in_channels() const { return groups * channels; }
+    int64_t in_image() const { return map.height * map.width * in_channels(); }
+    int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
+    void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
+};
+
+// Into how many bands of rows the output of each image is split. The buffers take half the smallest L2 cache, or as much as the weights,
+// which every band reads anew.
+int64_t bands_of(const Sparse& u, int64_t images, int64_t threads) {
+    const int64_t C = u.in_channels(), height = u.map.out_height(), row = 2 * u.map.out_width() * C;
+    const int64_t cache = std::max<int64_t>(1 << 16, u.channels * (u.depth * C + u.out_channels));
+    const int64_t bands = ceil_div(height, std::clamp<int64_t>(cache / std::max<int64_t>(row, 1), 1, height));
+    return std::min(height, ceil_div(ceil_div(images * bands, threads) * threads, images));     // as many for each thread
+}
+
+// Output rows [begin, end); x and out are an image's.
+void run_band(const Sparse& u, const int32_t* places, int64_t begin, int64_t end, const Number* x, Number* out) {
+    const int64_t C = u.in_channels(), K = u.channels, O = u.out_channels / u.groups, whole = ceil_div(C, LANES) * LANES;
+    const int64_t width = u.map.out_width(), pixels = (end - begin) * width, row = whole + 16, taps = u.map.kernel * u.map.kernel;
+    const Rows rows = u.map.rows(begin, end);
+    const int64_t in_pixels = whole > C ? (rows.end - rows.begin) * u.map.width : 0;
+    Number* maps[2] = {scratch<Number>(2 * pixels * row + (in_pixels + taps) * whole + packed_block(K))};
+    maps[1] = maps[0] + pixels * row;
+    Number* copy = maps[1] + pixels * row;
+    Number* filters = copy + packed_block(K);
+    Number* padded = filters + taps * whole;
+    const auto pad = [&](const Number* from, int64_t count, Number* to) {
+        for (int64_t i = 0; i < count; ++i, to += whole) std::fill(std::copy(from + i * C, from + (i + 1) * C, to), to + whole, Number{});
+    };
+    Filter filter = {u.map, whole, x, u.depthwise, nullptr, false};
+    if (whole > C) {
+        pad(x + rows.begin * u.map.width * C, in_pixels, padded);
+        pad(u.depthwise, taps, filters);
+        filter.in = padded - rows.begin * u.map.width * whole;
+        filter.taps = filters;
+    }
+    for (int64_t y = begin; y < end; ++y) filter_row(filter, y, maps[0] + (y - begin) * width * row, row);
+    for (Number* map : maps)
+        for (int64_t pixel = 0; pixel < pixels; ++pixel) map[pixel * row + C] = {};     // where the last of an odd group's pairs looks
+    const int64_t even = ceil_div(K, 2) * 2, at = begin * width * u.out_channels;
+    for (int64_t layer = 0; layer <= u.depth; ++layer)
+        for (int64_t g = 0; g < u.groups; ++g) {
+            const Number *from = maps[layer % 2], *weight = u.between + (layer * u.groups + g) * K * K;
+            const int32_t* here = places + ((layer > 0) * u.groups + g) * even;
+            if (layer < u.depth) {
+                Number* to = maps[(layer + 1) % 2];
+                multiply_blocks<true, Number>({from, row, 0, 1, K, weight, K, nullptr, nullptr, 0, to + g * K, row, false}, here, pixels, K, copy);
+                continue;
+            }
+            multiply_blocks<true, Number>({from, row, 0, 1, K, u.last + g * K * O, O, u.bias + g * O, u.residual ? x + at + g * O : nullptr,
+                                           u.out_channels, out + at + g * O, u.out_channels, true},
+                                          here, pixels, O, copy);
+        }
+}
+
+// Where the groups of the first product, and of the others, find their channels: (2, g, K rounded up to an even number).
+inline std::vector<int32_t> places_of(const Sparse& u) {
+    const int64_t K = u.channels, even = ceil_div(K, 2) * 2, C = u.in_channels();
+    std::vector<int32_t> places(2 * u.groups * even, C);
+    for (int64_t channel = 0; channel < C; ++channel) {
+        const int64_t at = channel / K * even + channel % K;
+        places[at] = channel;
+        places[u.groups * even + at] = channel % u.groups * K + channel / u.groups;     // of an interleaved channel
+    }
+    return places;
+}
+
+// out = relu(last(... between(depthwise(x))) + bias + x?)
+void Sparse::run(int64_t images, const Number* x, int64_t threads, Number* out) const {
+    const int64_t bands = bands_of(*this, images, threads), height = map.out_height();
+    const std::vector<int32_t> places = places_of(*this);
+    parallel(threads, images * bands, [&](int64_t item) {
+        const int64_t band = item % bands, image = item / bands;
+        run_band(*this, places.data(), band * height / bands, (band + 1) * height / bands, x + image * in_image(), out + image * out_image());
+    });
+}
+
+}  // namespace
