@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Stem, Unit
+from ..nets.igcv2 import SparseUnit
 from ..nets.igcv3 import ConvNormAct, InvertedUnit
 from ..nets.layers import IGConv2d, fold_batch_norm
 from ..nets.net import Net
@@ -22,7 +23,7 @@ from .planes import PlaneConv2d, convolve_planes
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
 
-FUSING = Stage, Stages, InvertedUnit
+FUSING = Stage, Stages, SparseUnit, InvertedUnit
 FOLDABLE = nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d      # as written, trained on several GPUs, frozen by timm.utils.freeze
 
 Choose = Callable[[IGConv2d, Folded], str]     # the name of a layer's form
@@ -70,7 +71,7 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
             setattr(parent, name, deploy_stage(child, choose)[0])
         elif isinstance(child, Stages):
             setattr(parent, name, deploy_stages(child, choose))
-        elif isinstance(child, (Stem, InvertedUnit, ConvNormAct)):
+        elif isinstance(child, (Stem, SparseUnit, InvertedUnit, ConvNormAct)):
             setattr(parent, name, child.fuse())
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
@@ -376,7 +377,7 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f'deploy: {name} is in training mode; call eval() on the model first')
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f'deploy: {name} has forward hooks, which the new model would not run; remove them first')
-        if isinstance(module, (Unit, Projection, Stem, InvertedUnit, ConvNormAct)):
+        if isinstance(module, (Unit, Projection, Stem, SparseUnit, InvertedUnit, ConvNormAct)):
             for part, bn in module.named_children():
                 if part.startswith('bn') and (type(bn) not in FOLDABLE or bn.running_mean is None):
                     raise ValueError(f'deploy: {name}.{part} is {bn}; it must be BatchNorm2d with running statistics to be folded')
