@@ -172,9 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     add_device(sub)
     add_json(sub)
 
-    sub = command('convert', _convert, "Convert an authors' MXNet checkpoint to a folder that timm and the hub take.",
-                  'igcnet18.params --model igcnet18 -o converted')
-    sub.add_argument('file', help='a .params file')
+    sub = command('convert', _convert, "Convert an authors' MXNet checkpoint, or pytorchcv's, to a folder that timm and the hub take.",
+                  'igcnet18.params --model igcnet18 -o converted', 'igcv3_w1-0920-12385791.pth --model igcv3_100 -o converted')
+    sub.add_argument('file', help="a .params file, or a .pth file of pytorchcv's, unzipped")
     sub.add_argument('--model', required=True, help='its architecture; a wrong one lists those there are')
     sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
 

@@ -13,6 +13,7 @@ from .checkpoints.card import Card, cards
 from .checkpoints.store import NAMESPACE, fetch
 from .nets.families import VARIANTS, net_and_arguments, out_indices, timm_cfg
 from .nets.igcnet import IGCNet
+from .nets.igcv2 import IGCV2
 from .nets.igcv3 import IGCV3
 from .nets.net import checkpoint_filter_fn
 
@@ -129,6 +130,30 @@ def igc_regconv20_w16(pretrained: bool = False, **kwargs) -> IGCNet:
 def igc_regconv20_w18(pretrained: bool = False, **kwargs) -> IGCNet:
     """RegConv-W18+Ident., depth 20, likewise."""
     return _create('igc_regconv20_w18', pretrained, **kwargs)
+
+
+@register_model
+def igcv2_100(pretrained: bool = False, **kwargs) -> IGCV2:
+    """IGCV2-1.0 as read from what is printed of it: 5.13 M parameters, 548 M multiply-adds."""
+    return _create('igcv2_100', pretrained, **kwargs)
+
+
+@register_model
+def igcv2_050(pretrained: bool = False, **kwargs) -> IGCV2:
+    """IGCV2-0.5, likewise: 1.82 M parameters, 152 M multiply-adds."""
+    return _create('igcv2_050', pretrained, **kwargs)
+
+
+@register_model
+def igcv2_025(pretrained: bool = False, **kwargs) -> IGCV2:
+    """IGCV2-0.25, likewise: 0.73 M parameters, 46 M multiply-adds."""
+    return _create('igcv2_025', pretrained, **kwargs)
+
+
+@register_model
+def igcv2_20_c64(pretrained: bool = False, **kwargs) -> IGCV2:
+    """IGCV2 of depth 20, 64 channels in the first stage and groups of 8, for 32x32 images."""
+    return _create('igcv2_20_c64', pretrained, **kwargs)
 
 
 @register_model

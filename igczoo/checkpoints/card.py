@@ -54,11 +54,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Origin:
-    """A file of somebody else's that the weights are converted from."""
-    url: str                            # at a pinned commit
-    size: int                           # bytes
-    git_blob_sha1: str
-    converter: str                      # 'mxnet'
+    """A file of somebody else's that the weights are converted from; one of the two digests pins it."""
+    url: str
+    by: str                             # whose file it is
+    converter: str                      # 'mxnet' or 'pytorchcv'
+    git_blob_sha1: str | None = None    # of the file
+    unpacked_sha1: str | None = None    # of the one file in it, a zip that nobody has published the digest of
+    size: int | None = None             # bytes of the file, where somebody has told
+
+    @property
+    def digest(self) -> str | None:
+        return self.git_blob_sha1 or self.unpacked_sha1
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,8 @@ def _check(card: Card) -> None:
         raise ValueError(f'card.preprocess.std is {preprocess.std}; its numbers must be above 0')
     if not 0 < preprocess.crop_pct <= 1:
         raise ValueError(f'card.preprocess.crop_pct is {preprocess.crop_pct}; it must be above 0 and at most 1')
+    if card.origin and bool(card.origin.git_blob_sha1) == bool(card.origin.unpacked_sha1):
+        raise ValueError('card.origin must have either a git_blob_sha1 or an unpacked_sha1, and not both')
     for field in ('params', 'macs', 'size'):
         if (value := getattr(card, field)) is not None and value < 1:
             raise ValueError(f'card.{field} is {value}; it must be at least 1')

@@ -78,6 +78,7 @@ def download(
         headers: dict[str, str],
         label: str,
         check: Callable[[Message], None] | None = None,
+        exact: bool = True,
 ) -> None:
     """Bring the file at ``url`` to ``path``.
 
@@ -88,10 +89,11 @@ def download(
         url: http or https. Redirects get the headers too, but Authorization only on the same scheme, host and port.
         path: a private one; what an earlier, interrupted call left there is continued.
         size: bytes of the right file; never more are stored.
-        digest: gives the digest of a file.
+        digest: gives the digest of a file, or raises WrongFileError.
         expected: what ``digest`` must give.
         label: of the progress bar, which shows on a terminal only.
         check: sees the headers of the address itself, before any redirect, and may raise WrongFileError; so far nothing is stored.
+        exact: False where the right file may be smaller than ``size``; then the server must say how long it is.
 
     Raises:
         NotThereError: HTTP 404.
@@ -104,7 +106,7 @@ def download(
             if (found := digest(path)) == expected:
                 return
             raise WrongFileError(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
-                                 f'not {size:,} bytes with digest {expected}')
+                                 f'not {f"{size:,} bytes" if exact else "those"} with digest {expected}')
         except WrongFileError:
             path.unlink(missing_ok=True)
             if last:
@@ -148,9 +150,9 @@ def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: st
         total = None if answer.length is None else start + answer.length
         announced, kind = max(total or 0, _number(first.get('X-Linked-Size'))), answer.headers.get_content_type()
         if announced > size:
-            raise WrongFileError(f'{url} announces {announced:,} bytes of {kind}, not {size:,}')
+            raise WrongFileError(f'{url} announces {announced:,} bytes of {kind}; the file has no more than {size:,}')
         with (open(path, 'ab' if start else 'wb') as file,
-              tqdm(total=size, initial=start, unit='B', unit_scale=True, desc=label, leave=False, disable=None) as bar):
+              tqdm(total=total or size, initial=start, unit='B', unit_scale=True, desc=label, leave=False, disable=None) as bar):
             try:
                 end = start + _receive(answer, size - start, file, bar)
                 if end < size and end != total:

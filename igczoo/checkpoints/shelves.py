@@ -8,7 +8,7 @@ What comes from the hub lies where huggingface_hub looks for it, so that `hf cac
 
 What is made here of somebody else's file lies in huggingface_hub's folder for other libraries' files:
 
-    <assets>/igczoo/<model>.<tag>/<digest of the origin's file>-<version of the conversion>/model.safetensors
+    <assets>/igczoo/<model>.<tag>/<digest on the card's origin>-<version of the conversion>/model.safetensors
 """
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class OriginShelf(_Shelf):
     @property
     def folder(self) -> Path:
         """What the digest names cannot be changed by another card, nor by another version of it."""
-        return self.root / 'igczoo' / self.card.name / f'{self.card.origin.git_blob_sha1}-{CONVERSION}'
+        return self.root / 'igczoo' / self.card.name / f'{self.card.origin.digest}-{CONVERSION}'
 
     @property
     def lock(self) -> Path:

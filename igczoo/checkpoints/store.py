@@ -11,6 +11,7 @@ HF_HUB_CACHE, HF_ASSETS_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean t
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,9 +26,10 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from ..files import replacing
 from .card import Card, weights_folder
 from .digests import git_blob_sha1, known_digest, sha256
-from .download import DownloadError, NotThereError, download
+from .download import DownloadError, NotThereError, WrongFileError, download
 from .hub import download_from_hub
 from .shelves import FILE, HubShelf, OriginShelf, assets, hub_cache
+from .unpack import unpack
 
 __all__ = ['SOURCES', 'Copy', 'StoreError', 'check_safetensors', 'fetch', 'locate']
 
@@ -35,6 +37,7 @@ SOURCES = 'bundled', 'cache', 'hub', 'origin'
 NAMESPACE = 'igczoo'        # on the hub, unless IGCZOO_HUB says otherwise
 CONFIG = 'config.json'
 HEADER_LIMIT = 10 << 20     # bytes; the largest network here needs 30 kB
+SLACK = 1 << 20             # bytes of names and statistics that a file of weights has beside them, at most
 
 Shelf = HubShelf | OriginShelf
 
@@ -107,9 +110,9 @@ def check_safetensors(path: str | Path) -> None:
 
 
 def _shelf(card: Card, cache_dir: str | Path | None, namespace: str | None) -> Shelf:
-    digest = card.origin.git_blob_sha1 if card.origin else card.sha256
+    digest = card.origin.digest if card.origin else card.sha256
     if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', digest or ''):
-        raise StoreError(f'{card.name}: its card has neither a sha256 nor an origin with a git_blob_sha1 to check a file by')
+        raise StoreError(f'{card.name}: its card has neither a sha256 nor an origin with a digest to check a file by')
     repo = f'{namespace or os.environ.get("IGCZOO_HUB") or NAMESPACE}/{card.name}'
     try:
         validate_repo_id(repo)
@@ -170,10 +173,13 @@ def _bring_config(shelf: HubShelf, part: Path, commit: str | None, revision: str
 
 def _from_origin(shelf: OriginShelf) -> Path:
     def bring(part: Path) -> None:
-        origin = shelf.card.origin
-        download(_mirrored(origin.url), part, origin.size, git_blob_sha1, origin.git_blob_sha1, {'User-Agent': 'igczoo'}, shelf.card.name)
+        card, origin = shelf.card, shelf.card.origin
+        download(_mirrored(origin.url), part, origin.size or _most(card), _digest_of(card), origin.digest, {'User-Agent': 'igczoo'},
+                 card.name, exact=origin.size is not None)
         try:
-            _convert(part, shelf.card)
+            if origin.unpacked_sha1:
+                _unpack(part, card)
+            _convert(part, card)
             shelf.put(part)
         finally:
             part.unlink(missing_ok=True)
@@ -199,6 +205,37 @@ def _fill(shelf: Shelf, bring: Callable[[Path], None]) -> Path:
     return path
 
 
+def _most(card: Card) -> int:
+    """Bytes that no file of the card's weights has more of: they are stored in float64 at most."""
+    return 8 * card.params + SLACK
+
+
+def _digest_of(card: Card) -> Callable[[Path], str]:
+    """Gives what the card pins of its origin's file."""
+    if card.origin.git_blob_sha1:
+        return git_blob_sha1
+
+    def digest(path: Path) -> str:
+        try:
+            return hashlib.sha1(_packed(path, card), usedforsecurity=False).hexdigest()
+        except ValueError as error:
+            raise WrongFileError(f'{card.origin.url} gave no zip of one file: {error}') from None
+
+    return digest
+
+
+def _packed(path: Path, card: Card) -> bytes:
+    """The file in a zip, which is called as the zip is, less its suffix."""
+    return unpack(path, urlsplit(card.origin.url).path.rpartition('/')[2].removesuffix('.zip'), _most(card))
+
+
+def _unpack(part: Path, card: Card) -> None:
+    """Replace a zip, whose content is verified, by the file in it."""
+    data = _packed(part, card)
+    with replacing(part) as beside:
+        beside.write_bytes(data)
+
+
 def _convert(part: Path, card: Card) -> None:
     """Replace the origin's file by the state dict converted from it."""
     from safetensors import SafetensorError
@@ -206,10 +243,8 @@ def _convert(part: Path, card: Card) -> None:
 
     from .convert import convert_checkpoint
     try:
-        if card.origin.converter != 'mxnet':
-            raise ValueError(f'there is no converter {card.origin.converter!r}')
         with replacing(part) as beside:     # with the mode the umask asks for, so that a second user can read it
-            save_file(convert_checkpoint(part, card.model), beside, metadata={'format': 'pt'})
+            save_file(convert_checkpoint(part, card.model, card.origin.converter), beside, metadata={'format': 'pt'})
             check_safetensors(beside)
     except (ValueError, SafetensorError, StoreError) as error:
         raise DownloadError(f'cannot convert {card.origin.url} in {part.parent}: {error}') from None

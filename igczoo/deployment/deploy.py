@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Stem, Unit
-from ..nets.igcv3 import ConvNormAct, InvertedUnit
+from ..nets.igcv3 import ConvNormAct
 from ..nets.layers import IGConv2d, fold_batch_norm
 from ..nets.net import Net
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
 from .hooks import has_hooks, is_heard
-from .inverted import UNIT_FORMS, deploy_units, has_only_units, unit_forms_of
 from .planes import PlaneConv2d, convolve_planes
+from .units import UNIT_FORMS, UNITS, deploy_units, has_only_units, unit_forms_of
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
 
-FUSING = Stage, Stages, InvertedUnit
+FUSING = Stage, Stages, *UNITS
 FOLDABLE = nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d      # as written, trained on several GPUs, frozen by timm.utils.freeze
 
-Choose = Callable[[IGConv2d | InvertedUnit, Folded | InvertedUnit], str]    # the name of a layer's form, or of a unit's, which comes twice
+Choose = Callable[[nn.Module, Folded | nn.Module], str]    # the name of an IGConv2d's form, or of a unit's, which comes twice
 
 
 def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = False, build: bool = True) -> nn.Module:
@@ -38,7 +38,7 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
     ``pretrained_cfg``. `timm.utils.reparameterize_model` gives an equal one.
 
     Args:
-        model: an `IGCNet` or `IGCV3` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
+        model: an `IGCNet`, `IGCV2` or `IGCV3` in evaluation mode, or a module that contains one, such as timm's for ``features_only=True``.
         example: (N, in_chans, H, W) of the device and dtype of the model, to choose by measurement.
         portable: use nothing but PyTorch's own operations, as an export to another engine needs.
         build: compile the fused kernel for a model on a CPU if that has not been done on this machine yet, which takes some fifteen seconds
@@ -74,7 +74,7 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
             setattr(parent, name, deploy_stages(child, choose))
         elif has_only_units(child):
             setattr(parent, name, deploy_units(child, lambda unit: choose(unit, unit)))
-        elif isinstance(child, (Stem, InvertedUnit, ConvNormAct)):
+        elif isinstance(child, (Stem, ConvNormAct)):
             setattr(parent, name, child.fuse())
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
@@ -83,19 +83,19 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
 
 
 def forms_used(model: nn.Module) -> dict[str, str]:
-    """The form of each IGC layer and inverted unit of a deployed model, by its name."""
-    names = {form: name for forms in (FORMS, UNIT_FORMS) for name, form in forms.items()}
+    """The form of each IGC layer or unit of a deployed model, by its name."""
+    names = {form: name for forms in (FORMS, *UNIT_FORMS.values()) for name, form in forms.items()}
     return {layer: names[type(module)] for layer, module in model.named_modules() if type(module) in names}
 
 
-def by_rule(module: IGConv2d | InvertedUnit, layer: Folded | InvertedUnit, portable: bool = False) -> str:
+def by_rule(module: nn.Module, layer: Folded | nn.Module, portable: bool = False) -> str:
     """The first form that it can take."""
     return next(iter(_forms(layer, portable)))
 
 
-def _forms(layer: Folded | InvertedUnit, portable: bool) -> dict[str, type[nn.Module]]:
-    if isinstance(layer, InvertedUnit):
-        return {name: UNIT_FORMS[name] for name in unit_forms_of(layer, portable)}
+def _forms(layer: Folded | nn.Module, portable: bool) -> dict[str, type[nn.Module]]:
+    if isinstance(layer, UNITS):
+        return unit_forms_of(layer, portable)
     return {name: FORMS[name] for name in forms_of(layer, portable)}
 
 
@@ -105,7 +105,7 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
     from torch.utils.benchmark import Timer  # looks for a CUDA compiler when imported
     inputs: dict[nn.Module, Tensor] = {}
     hooks = [module.register_forward_pre_hook(lambda module, args: inputs.update({module: torch.randn_like(args[0])}))
-             for module in model.modules() if isinstance(module, (IGConv2d, InvertedUnit))]
+             for module in model.modules() if isinstance(module, (IGConv2d, *UNITS))]
     model(example.contiguous(memory_format=torch.channels_last))
     for hook in hooks:
         hook.remove()
@@ -114,7 +114,7 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
     def seconds(form: nn.Module, x: Tensor) -> float:
         return Timer('form(x)', globals=dict(form=form, x=x)).blocked_autorange(min_run_time=0.05).median
 
-    def choose(module: IGConv2d | InvertedUnit, layer: Folded | InvertedUnit) -> str:
+    def choose(module: nn.Module, layer: Folded | nn.Module) -> str:
         x, forms = inputs[module].contiguous(memory_format=torch.channels_last), _forms(layer, portable)
         return next(iter(forms)) if len(forms) == 1 else min(forms, key=lambda name: seconds(forms[name](layer), x))
 
@@ -376,7 +376,7 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f'deploy: {name} is in training mode; call eval() on the model first')
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f'deploy: {name} has forward hooks, which the new model would not run; remove them first')
-        if isinstance(module, (Unit, Projection, Stem, InvertedUnit, ConvNormAct)):
+        if isinstance(module, (Unit, Projection, Stem, *UNITS, ConvNormAct)):
             for part, bn in module.named_children():
                 if part.startswith('bn') and (type(bn) not in FOLDABLE or bn.running_mean is None):
                     raise ValueError(f'deploy: {name}.{part} is {bn}; it must be BatchNorm2d with running statistics to be folded')

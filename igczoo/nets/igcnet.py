@@ -11,9 +11,12 @@ from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, g
 from torch import Tensor, nn
 
 from .layers import IGConv2d, fold_batch_norm
-from .net import Net
+from .net import Net, Paper, Printed
 
-__all__ = ['VARIANTS', 'IGCNet', 'igc_resnet', 'out_indices', 'timm_cfg']
+__all__ = ['PAPER', 'PRINTED', 'VARIANTS', 'IGCNet', 'igc_resnet', 'out_indices', 'timm_cfg']
+
+PAPER = Paper('Interleaved Group Convolutions for Deep Neural Networks', 'Zhang, Ting and Qi, Guo-Jun and Xiao, Bin and Wang, Jingdong',
+              'ICCV', 2017, '1707.02725')
 
 BatchNorm = partial(nn.BatchNorm2d, eps=2e-5)                       # every net of the authors: eps 2e-5, fix_gamma False
 BatchNormPlain = partial(nn.BatchNorm2d, eps=2e-5, momentum=0.01)   # plain_igc.py writes MXNet's momentum 0.99, which is torch's 0.01
@@ -255,6 +258,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'igc_regconv20_w16':     _cifar(20, None, 16),                                             # RegConv-W16+Ident.
     'igc_regconv20_w18':     _cifar(20, None, 18),                                             # RegConv-W18+Ident.
 }
+PRINTED = {     # in the authors' README
+    'igc_regconv18_c64':     Printed(68.94, 'the authors'),
+    'igc_regconv18_c69':     Printed(69.42, 'the authors'),
+}
 
 
 def igc_resnet(
@@ -292,8 +299,7 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
     return dict(
         num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
         crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=AUTHORS_MEAN if imagenet else CIFAR10_MEAN,
-        std=AUTHORS_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', paper_ids='arXiv:1707.02725',
-        paper_name='Interleaved Group Convolutions for Deep Neural Networks') | kwargs
+        std=AUTHORS_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', **PAPER.timm_cfg()) | kwargs
 
 
 def out_indices(variant: str) -> tuple[int, ...]:

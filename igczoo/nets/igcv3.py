@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from .igcnet import CIFAR10_MEAN, CIFAR10_STD
 from .layers import fold_batch_norm, interleave
-from .net import Net
+from .net import Net, Paper, Printed
 
-__all__ = ['IGCV3', 'VARIANTS', 'out_indices', 'timm_cfg']
+__all__ = ['IGCV3', 'PAPER', 'PRINTED', 'VARIANTS', 'out_indices', 'timm_cfg']
+
+PAPER = Paper('IGCV3: Interleaved Low-Rank Group Convolutions for Efficient Deep Neural Networks',
+              'Sun, Ke and Li, Mingjie and Liu, Dong and Wang, Jingdong', 'BMVC', 2018, '1806.00178')
 
 GROUPS = 2      # of both 1x1 convolutions in every unit
 STEM_WIDTH, FINAL_WIDTH = 32, 1280
@@ -231,6 +234,7 @@ VARIANTS: dict[str, dict[str, Any]] = {     # parameters
     'igcv3_025':        dict(width=.25),        # 1,534,020
     'igcv3_100_cifar':  dict(width=1., strides=CIFAR_STRIDES, num_classes=10),
 }
+PRINTED: dict[str, Printed] = {}
 
 
 def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
@@ -241,8 +245,7 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
     return dict(
         num_classes=10 if strides else 1000, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
         crop_pct=1.0 if strides else 0.875, interpolation='bilinear', mean=CIFAR10_MEAN if strides else IMAGENET_DEFAULT_MEAN,
-        std=CIFAR10_STD if strides else IMAGENET_DEFAULT_STD, first_conv='stem.conv', classifier='head', paper_ids='arXiv:1806.00178',
-        paper_name='IGCV3: Interleaved Low-Rank Group Convolutions for Efficient Deep Neural Networks') | kwargs
+        std=CIFAR10_STD if strides else IMAGENET_DEFAULT_STD, first_conv='stem.conv', classifier='head', **PAPER.timm_cfg()) | kwargs
 
 
 def out_indices(variant: str) -> tuple[int, ...]:

@@ -1,11 +1,32 @@
 """What every net here is: a stem, stages of blocks, global pooling and a linear classifier, with the methods timm expects of a model."""
+from typing import NamedTuple
+
 import torch
 from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-__all__ = ['Net', 'checkpoint_filter_fn']
+__all__ = ['Net', 'Paper', 'Printed', 'checkpoint_filter_fn']
+
+
+class Paper(NamedTuple):
+    """Where a family was published."""
+    title: str
+    authors: str    # 'Last, First and ...', as BibTeX has it
+    venue: str
+    year: int
+    arxiv: str
+
+    def timm_cfg(self) -> dict[str, str]:
+        """What timm must know of it."""
+        return dict(paper_ids=f'arXiv:{self.arxiv}', paper_name=self.title)
+
+
+class Printed(NamedTuple):
+    """What others print of a variant that has no weights."""
+    top1: float     # per cent, of ImageNet-1k's validation images
+    by: str
 
 
 class Net(nn.Module):

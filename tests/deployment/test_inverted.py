@@ -15,8 +15,8 @@ import igczoo
 from igczoo.checkpoints.model_card import count_macs
 from igczoo.deployment import bench, kernels
 from igczoo.deployment.deploy import forms_used
-from igczoo.deployment.inverted import DeployedUnits, FusedInvertedUnit
 from igczoo.deployment.kernels import chain, inverted
+from igczoo.deployment.units import DeployedUnits, FusedInvertedUnit
 from igczoo.nets.igcv3 import InvertedUnit
 
 UNITS = [   # input and output channels, expansion, stride, dilation, images, height, width
