@@ -9,7 +9,7 @@ import ctypes
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -236,24 +236,26 @@ def ratio(timing: Timing, timings: Iterable[Timing]) -> float:
 
 
 def table(
-        timings: Iterable[Timing], reference: str | None = None, memory: dict[tuple[str, str, str], int] | None = None) -> str:
+        timings: Iterable[Timing], references: Mapping[str, str] | None = None, memory: dict[tuple[str, str, str], int] | None = None,
+) -> str:
     """A Markdown table: images a second of the median round, the range of all rounds, and the `ratio`.
 
     Args:
         timings: as `bench` gives them.
-        reference: a model among them whose fastest form the fastest of the others is compared with.
+        references: of models among them, another one whose fastest form their fastest is compared with.
         memory: bytes by model, form and setting ('float32, batch 8').
     """
     timings = list(timings)
     settings = list(dict.fromkeys(timing.setting for timing in timings))
-    models = list(dict.fromkeys(timing.model for timing in timings))
+    models = {timing.model for timing in timings}
     rows = [('model', 'form', *settings), ('---', '---', *('---:' for _ in settings))]
     for name, form in dict.fromkeys((timing.model, timing.form) for timing in timings):
         cells = {timing.setting: _cell(timing, timings) for timing in timings if (timing.model, timing.form) == (name, form)}
         rows.append((name, form, *(cells.get(setting, '') for setting in settings)))
-    for name in [name for name in models if reference in models and name != reference]:
-        speeds = ([_fastest(timings, model, setting).images_per_second for setting in settings] for model in (name, reference))
-        rows.append((name, f'fastest / fastest of {reference}', *(f'{one / other:.2f}x' for one, other in zip(*speeds, strict=True))))
+    for name, reference in (references or {}).items():
+        if {name, reference} <= models:
+            speeds = ([_fastest(timings, model, setting).images_per_second for setting in settings] for model in (name, reference))
+            rows.append((name, f'fastest / fastest of {reference}', *(f'{one / other:.2f}x' for one, other in zip(*speeds, strict=True))))
     for name, form in dict.fromkeys(key[:2] for key in memory or ()):
         sizes = (memory.get((name, form, setting)) for setting in settings)
         rows.append((name, f'{form}: MB at the peak of a pass', *('' if size is None else f'{size / 1e6:.0f}' for size in sizes)))

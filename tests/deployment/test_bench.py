@@ -76,7 +76,7 @@ def test_ratios_are_against_the_faster_plain_form():
 
 def test_the_table():
     memory = {('igcnet18', 'deployed', 'float32, batch 1'): 5_300_000}
-    assert table([*TIMINGS[:5]], 'resnet18', memory) == '\n'.join([
+    assert table([*TIMINGS[:5]], {'igcnet18': 'resnet18', 'igcv3_100': 'resnet18'}, memory) == '\n'.join([
         '| model | form | float32, batch 1 |',
         '| --- | --- | ---: |',
         '| igcnet18 | plain, NCHW | 2.0 (1.7 to 2.5) 0.50x |',

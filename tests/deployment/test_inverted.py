@@ -254,6 +254,7 @@ def test_forms(compiled, monkeypatch):
     forms = {candidate.form: candidate.layers for candidate in bench.candidates('igcv3_025', x, onnx=False)}
     assert set(forms['deployed'].values()) == {'fused'} and set(forms['deployed, portable'].values()) == {'mixed'}
     model.prune_intermediate_layers([2])
+    model.eval()
     fast = [igczoo.deploy(model), igczoo.deploy(model, portable=True), igczoo.deploy(model, x)]
     assert [len(forms_used(each)) for each in fast] == [5, 5, 5]
     expected = model(x)
