@@ -21,7 +21,7 @@ MEASURED = ('plain, channels_last', 'deployed')
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=['igcnet18'])
-    parser.add_argument('--against', nargs='*', default=OTHERS, help="models of timm; a model is compared with its family's peer, or the first")
+    parser.add_argument('--against', nargs='*', default=OTHERS, help="models of timm: a family's peer to compare with, or the first")
     parser.add_argument('--size', type=int, default=224, help='height and width of the images of all models (default: %(default)s)')
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'])
     parser.add_argument('--batch-sizes', nargs='+', type=int, help='default: 1 8, on a GPU 64 256')
