@@ -35,28 +35,32 @@ int64_t bands_of(const Sparse& u, int64_t images, int64_t threads) {
     return std::min(height, ceil_div(ceil_div(images * bands, threads) * threads, images));     // as many for each thread
 }
 
+// `columns` of each row, from one memory to another, with zeros behind them up to whole vectors.
+inline void copy_block(const Number* from, int64_t step, int64_t rows, int64_t columns, int64_t whole, Number* to) {
+    for (int64_t row = 0; row < rows; ++row, from += step, to += whole)
+        for (int64_t c = 0; c < whole; c += LANES)
+            store<LANES>(to + c, load_some<LANES>(from + c, std::min<int64_t>(columns - c, LANES)));
+}
+
 // Output rows [begin, end); x and out are an image's.
 void run_band(const Sparse& u, const int32_t* places, int64_t begin, int64_t end, const Number* x, Number* out) {
-    const int64_t C = u.in_channels(), K = u.channels, O = u.out_channels / u.groups, whole = ceil_div(C, LANES) * LANES;
-    const int64_t width = u.map.out_width(), pixels = (end - begin) * width, row = whole + 16, taps = u.map.kernel * u.map.kernel;
+    const int64_t C = u.in_channels(), K = u.channels, O = u.out_channels / u.groups, taps = u.map.kernel * u.map.kernel;
+    const int64_t width = u.map.out_width(), pixels = (end - begin) * width, row = ceil_div(C, 16) * 16 + 16;
     const Rows rows = u.map.rows(begin, end);
-    const int64_t in_pixels = whole > C ? (rows.end - rows.begin) * u.map.width : 0;
-    Number* maps[2] = {scratch<Number>(2 * pixels * row + (in_pixels + taps) * whole + packed_block(K))};
+    const int64_t in_pixels = (rows.end - rows.begin) * u.map.width;
+    Number* maps[2] = {scratch<Number>(2 * pixels * row + (in_pixels + taps) * BLOCK + packed_block(K))};
     maps[1] = maps[0] + pixels * row;
     Number* copy = maps[1] + pixels * row;
     Number* filters = copy + packed_block(K);
-    Number* padded = filters + taps * whole;
-    const auto pad = [&](const Number* from, int64_t count, Number* to) {
-        for (int64_t i = 0; i < count; ++i, to += whole) std::fill(std::copy(from + i * C, from + (i + 1) * C, to), to + whole, Number{});
-    };
-    Filter filter = {u.map, whole, x, u.depthwise, nullptr, false};
-    if (whole > C) {
-        pad(x + rows.begin * u.map.width * C, in_pixels, padded);
-        pad(u.depthwise, taps, filters);
-        filter.in = padded - rows.begin * u.map.width * whole;
-        filter.taps = filters;
+    Number* before = filters + taps * BLOCK;
+    // A block of channels at a time, from neighbouring memory: pixels that lie a power of two apart would drive each other from the cache.
+    for (int64_t first = 0; first < C; first += BLOCK) {
+        const int64_t block = std::min<int64_t>(C - first, BLOCK), whole = ceil_div(block, LANES) * LANES;
+        copy_block(x + rows.begin * u.map.width * C + first, C, in_pixels, block, whole, before);
+        copy_block(u.depthwise + first, C, taps, block, whole, filters);
+        const Filter filter = {u.map, whole, before - rows.begin * u.map.width * whole, filters, nullptr, false};
+        for (int64_t y = begin; y < end; ++y) filter_row(filter, y, maps[0] + (y - begin) * width * row + first, row);
     }
-    for (int64_t y = begin; y < end; ++y) filter_row(filter, y, maps[0] + (y - begin) * width * row, row);
     for (Number* map : maps)
         for (int64_t pixel = 0; pixel < pixels; ++pixel) map[pixel * row + C] = {};     // where the last of an odd group's pairs looks
     const int64_t even = ceil_div(K, 2) * 2, at = begin * width * u.out_channels;
