@@ -10,7 +10,8 @@ returns is in channels_last memory. BatchNorm is folded into the weights:
     stem        (7, 7, c, C)      kernel row and column, channel of the image, channel of the stem
 
 The kernel takes float32 and bfloat16 on a CPU, once `load` has returned True; all else, and every gradient, is computed by `torch_unit`,
-`torch_residual_blocks` and `torch_stem`, which define what the operators mean.
+`torch_residual_blocks` and `torch_stem`, which define what the operators mean. The units of IGCV2 and IGCV3 have operators of their own,
+in sparse.py and inverted.py.
 """
 import ctypes
 import functools
