@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -117,21 +116,23 @@ class DeployedUnits(nn.Sequential):
     """Units, or stages of them, one after another; one operator runs all fused ones that follow one another, without those with hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for kind, modules in groupby(self.parts(), lambda part: type(part) if isinstance(part, FUSED) and not is_heard(part) else None):
-            if kind is not None:
-                x = kind.run(x, list(modules))
-                continue
-            for module in modules:
-                x = module(x)
-        return x
-
-    def parts(self) -> Iterator[nn.Module]:
-        """Its units, and of its stages those with hooks whole."""
-        for module in self:
-            if isinstance(module, DeployedUnits) and not is_heard(module):
-                yield from module.parts()
+        together: list[nn.Module] = []      # fused, and of one kind
+        for part in self.parts():
+            fused = isinstance(part, FUSED) and not is_heard(part)
+            if together and not (fused and type(part) is type(together[0])):
+                x, together = together[0].run(x, together), []
+            if fused:
+                together.append(part)
             else:
-                yield module
+                x = part(x)
+        return together[0].run(x, together) if together else x
+
+    def parts(self) -> list[nn.Module]:
+        """Its units, and of its stages those with hooks whole."""
+        parts = []
+        for module in self:
+            parts += module.parts() if isinstance(module, DeployedUnits) and not is_heard(module) else [module]
+        return parts
 
 
 def has_only_units(module: nn.Module) -> bool:
