@@ -86,25 +86,26 @@ inline void filter_pixel(const Filter& f, int64_t y, int64_t x, Number* out) {
     }
 }
 
-// A row of the output, whose pixels lie `pixel` numbers apart.
-inline void filter_row(const Filter& f, int64_t y, Number* out, int64_t pixel) {
-    constexpr int MOST = 8;
-    const int64_t width = f.out_width();
-    if (f.kernel != 3 || f.dilation > 1 || f.stride > 2) {
-        for (int64_t x = 0; x < width; ++x) filter_pixel(f, y, x, out + x * pixel);
-        return;
-    }
+// A row of the output, by a kernel three columns wide: runs of `most` pixels and fewer.
+template <int most, int stride>
+void filter_runs(const Filter& f, int64_t y, Number* out, int64_t pixel) {
     const Rows rows = f.rows(y, y + 1);
-    const Number* taps = f.taps + (rows.begin - y * f.stride + 1) * 3 * f.channels;
-    for (int64_t x = 0, run; x < width; x += run) {
-        run = ceil_div(width - x, ceil_div(width - x, MOST));
-        const int64_t left = x * f.stride - 1, right = (x + run - 1) * f.stride + 1;
+    const Number* taps = f.taps + (rows.begin - y * stride + 1) * 3 * f.channels;
+    for (int64_t x = 0, width = f.out_width(), run; x < width; x += run) {
+        run = ceil_div(width - x, ceil_div(width - x, most));
+        const int64_t left = x * stride - 1, right = (x + run - 1) * stride + 1;
         const Number* in = f.in + (rows.begin * f.width + left) * f.channels;
-        with_constant<MOST>(run, [&](auto run) {
-            const auto filter_here = f.stride == 1 ? filter_run<run, 1> : filter_run<run, 2>;
-            filter_here(f, in, taps, rows.end - rows.begin, left >= 0, right < f.width, out + x * pixel, pixel);
+        with_constant<most>(run, [&](auto run) {
+            filter_run<run, stride>(f, in, taps, rows.end - rows.begin, left >= 0, right < f.width, out + x * pixel, pixel);
         });
     }
+}
+
+// A row of the output, whose pixels lie `pixel` numbers apart.
+inline void filter_row(const Filter& f, int64_t y, Number* out, int64_t pixel) {
+    if (f.kernel == 3 && f.dilation == 1 && f.stride == 1) return filter_runs<8, 1>(f, y, out, pixel);
+    if (f.kernel == 3 && f.dilation == 1 && f.stride == 2) return filter_runs<4, 2>(f, y, out, pixel);
+    for (int64_t x = 0; x < f.out_width(); ++x) filter_pixel(f, y, x, out + x * pixel);
 }
 
 }  // namespace

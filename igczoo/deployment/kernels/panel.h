@@ -61,8 +61,10 @@ template <int vectors, bool scattered, class T>
 __attribute__((noinline)) void multiply_panels(Product<T> p, const int32_t* places, int64_t pixels, int last) {
     constexpr int HEIGHT = 2 * vectors <= VECTORS ? 2 * ROWS : ROWS;
     for (; pixels >= HEIGHT; pixels -= HEIGHT, p.skip_pixels(HEIGHT)) multiply_panel<HEIGHT, vectors, scattered>(p, places, last);
-    if (pixels)
-        with_constant<HEIGHT - 1>(pixels, [&](auto height) { multiply_panel<height, vectors, scattered>(p, places, last); });
+    for (int64_t height; pixels > 0; pixels -= height, p.skip_pixels(height)) {
+        height = std::min<int64_t>(pixels, ROWS);
+        with_constant<ROWS>(height, [&](auto height) { multiply_panel<height, vectors, scattered>(p, places, last); });
+    }
 }
 
 // Numbers that multiply_blocks needs room for, to pack a weight of so many rows.
