@@ -311,10 +311,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'igcv2_025':        _imagenet(.25),
     'igcv2_20_c64':     _cifar(20, 64),
 }
-PRINTED = {     # of the nets that the authors trained
-    'igcv2_100':        Printed(70.7, 'ShuffleNet V2, table 8'),
-    'igcv2_050':        Printed(65.5, 'ShuffleNet V2, table 8'),
-    'igcv2_025':        Printed(54.9, 'ShuffleNet V2, table 8'),
+PRINTED = {
+    'igcv2_100':        Printed(70.7, 'ShuffleNet V2, table 8, of the authors\' net'),
+    'igcv2_050':        Printed(65.5, 'ShuffleNet V2, table 8, of the authors\' net'),
+    'igcv2_025':        Printed(54.9, 'ShuffleNet V2, table 8, of the authors\' net'),
 }
 
 
