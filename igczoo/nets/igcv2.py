@@ -301,8 +301,7 @@ def _imagenet(width: float) -> dict[str, Any]:
 def _cifar(depth: int, width: int) -> dict[str, Any]:
     """Three stages of width, 2 and 4 times that, for 32x32 images; depth = 3n + 2. The shortcuts are this package's choice."""
     units = (depth - 2) // 3
-    return dict(stem_width=width, widths=(width, 2 * width, 4 * width), depths=(units,) * 3, strides=(1, 1, 2, 2), shortcuts=True,
-                num_classes=10)
+    return dict(stem_width=width, widths=(width, 2 * width, 4 * width), depths=(units,) * 3, strides=(1, 1, 2, 2), shortcuts=True)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -183,6 +183,13 @@ def test_config_json():
     assert set(cfg) <= {field.name for field in dataclasses.fields(timm.models.PretrainedCfg)}
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_folder_of_any_net_has_the_classes_of_its_card(variant, tmp_path):
+    (tmp_path / 'config.json').write_text(config_json(dataclasses.replace(CARD, model=variant)))
+    model = timm.create_model(f'local-dir:{tmp_path}', device='meta')
+    assert (model.num_classes, model.head.out_features, model.pretrained_cfg['label_names']) == (2, 2, ['cat', 'dog'])
+
+
 # The table
 
 def test_table():

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -149,8 +150,8 @@ ZIPS = {    # of the right content and its name: what is served, and what is sai
 
 
 @pytest.mark.parametrize('fault', ZIPS)
-def test_no_other_zip_is_opened(publish, server, monkeypatch, tmp_path, fault, capsys):
-    data, (make, message) = to_pth(pytorchcv_state(SMALL)), ZIPS[fault]
+def test_no_other_zip_is_opened(publish, server, monkeypatch, tmp_path, fault):
+    data, (make, message) = np.random.default_rng(0).bytes(5000), ZIPS[fault]
     card = publish(data)
     path = urlsplit(card.origin.url).path
     server.files[path] = make(data, member_name(card))
@@ -159,7 +160,14 @@ def test_no_other_zip_is_opened(publish, server, monkeypatch, tmp_path, fault, c
         fetch(card)
     assert '\n' not in str(raised.value) and len(server.downloads) <= 3
     assert [file.name for file in (tmp_path / 'assets').rglob('*') if file.is_file()] == ['lock']
-    assert main(['classify', str(PHOTOGRAPH), '--model', card.name]) == 1 and capsys.readouterr().err.count('\n') == 1
+
+
+def test_the_command_says_so_in_one_line(publish, server, capsys):
+    card = publish(b'x')
+    server.files[urlsplit(card.origin.url).path] = to_zip({'x': b'x', 'y': b'y'})
+    assert main(['classify', str(PHOTOGRAPH), '--model', card.name]) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and '.pth.zip gave no zip of one file: 2 files in the zip; it must have one, igcv3_wd4-' in error
 
 
 def test_an_announced_flood_is_not_stored(publish, server, tmp_path):

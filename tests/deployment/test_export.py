@@ -26,6 +26,8 @@ NETS = {
                   pretrained_cfg_overlay=dict(input_size=(3, 64, 32), crop_mode='squash', license='cc0-1.0')),
     'M above L': dict(model_name='igc_resnet20_l4m8', widths=(32, 64), primary=(4, 4), depths=(1, 1)),
     'regular convolutions': dict(model_name='igc_regconv20_w16', depths=(1, 1, 1)),
+    'IGCV2': dict(model_name='igcv2_20_c64', depths=(1, 1, 2)),
+    'IGCV3': dict(model_name='igcv3_025', num_classes=5, pretrained_cfg_overlay=dict(input_size=(3, 64, 32))),
 }
 
 
