@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import timm
@@ -225,6 +226,7 @@ def _checkpoint_row(card: Card) -> dict[str, str]:
                 _measured(measured[0]) if measured else '', ', '.join(weights))
 
 
+@cache
 def _variant_row(variant: str) -> dict[str, str]:
     cfg, found = timm_cfg(variant), printed(variant)
     net = build(variant, num_classes=cfg['num_classes'], device='meta')
