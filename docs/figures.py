@@ -1,6 +1,8 @@
 """The figures of the documentation, drawn from the package itself: layers, cards and logs.
 
     python docs/figures.py
+
+demo.jpg is what tests/test_demo.py sees, with IGCZOO_SCREENSHOT=demo.png in the environment.
 """
 import csv
 from pathlib import Path
