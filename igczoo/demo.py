@@ -52,13 +52,6 @@ def build_page(models: Sequence[str], examples: Sequence[str | os.PathLike] = ()
     """
     gradio = _gradio()
 
-    class Photograph(gradio.Image):
-        """Hands an upload over as it is: `open_image` is the only reader."""
-        is_template = True      # looks like gradio.Image
-
-        def preprocess(self, payload):
-            return payload and payload.path
-
     @lru_cache
     def classifier_of(name: str) -> Classifier:
         return load(name, deploy=True)
@@ -80,7 +73,8 @@ def build_page(models: Sequence[str], examples: Sequence[str | os.PathLike] = ()
         gradio.Markdown(f'# igczoo {__version__}\nWhat does it show? By Interleaved Group Convolution networks.')
         with gradio.Row():
             with gradio.Column():
-                photograph = Photograph(sources=['upload', 'clipboard', 'webcam'], type='filepath', label='photograph')
+                photograph = gradio.Image(sources=['upload', 'clipboard', 'webcam'], type='filepath', label='photograph')
+                photograph.preprocess = lambda upload: upload and upload.path       # as it is: `open_image` is the only reader
                 model = gradio.Dropdown(list(models), value=models[0], label='checkpoint')
             with gradio.Column():
                 labels = gradio.Label(num_top_classes=LABELS, label='labels')
