@@ -5,12 +5,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from igczoo.checkpoints.card import cards
-from igczoo.checkpoints.model_card import comparison, model_card, weights_table
+from igczoo.checkpoints.model_card import comparison, model_card, models_table
+from igczoo.nets.families import VARIANTS
 
 ZOO = '''# The zoo
 
-Click on a column's head to sort by it. What *was measured* here has an interval (95 %, Wilson) and the number of images; everything else is
-marked as printed by somebody.
+Click on a column's head to sort by it. What was *measured* here has an interval (95 %, Wilson) and the number of images; what is
+*published* says who prints it.
 
 '''
 
@@ -22,7 +23,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = cards()
-    table = re.sub(r'\]\(weights/([^)]+)/README\.md\)', r'](checkpoints/\1.md)', weights_table(found))
+    table = re.sub(r'\]\(weights/([^)]+)/README\.md\)', r'](checkpoints/\1.md)', models_table(found, VARIANTS))
     comparisons = [f'\n{text}' for name in sorted(found) if (text := comparison(found[name]))]
     files.append(File.generated(config, 'zoo.md', content=ZOO + table + ''.join(comparisons)))
     for name, card in found.items():
