@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     add_device(sub)
     add_json(sub)
 
+    sub = command('demo', _demo, "Serve a page to drop photographs on (pip install 'igczoo[demo]').", '',
+                  '--model my_model --model igcnet18 --examples photos/', '--model my_model --space my_space')
+    sub.add_argument('--model', action='append', dest='models', metavar='NAME',
+                     help=f'arch, arch.tag, a folder or hf-hub:org/name; more than one to choose from (default: {DEFAULT_MODEL})')
+    sub.add_argument('--examples', metavar='FOLDER', help='photographs to click on')
+    sub.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s: this machine only)')
+    sub.add_argument('--port', type=_positive, help='(default: the first free one from 7860 on)')
+    sub.add_argument('--space', metavar='FOLDER', help='serve nothing; write what a Space of the hub needs into a new folder')
+
     sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.',
                   'igcnet18', '--all')
     names = sub.add_mutually_exclusive_group(required=True)
@@ -272,6 +281,15 @@ def _classify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(results)
     return 1 if failed else 0
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .demo import serve, write_space
+    models = arguments.models or [DEFAULT_MODEL]
+    if not arguments.space:
+        return serve(models, arguments.examples, arguments.host, arguments.port)
+    for file in write_space(arguments.space, models, arguments.examples):
+        print(file)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

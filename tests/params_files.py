@@ -126,6 +126,62 @@ def symbol(net: Net) -> dict:
     return {'nodes': graph.nodes, 'heads': [[head, 0]]}
 
 
+class _Symbol2018(_Symbol):
+    """Likewise as MXNet 1.1 writes it: a node's settings are its "attr", and a BatchNorm has its statistics as inputs."""
+
+    def add(self, op: str, name: str, *inputs: int, **attr: str) -> int:
+        statistics = [self.nodes[i]['name'].endswith(('_moving_mean', '_moving_var')) for i in inputs]
+        self.nodes.append({'op': op, 'name': name, 'inputs': [[i, 0, int(aux)] for i, aux in zip(inputs, statistics, strict=True)]}
+                          | ({'attr': attr} if attr else {}))
+        return len(self.nodes) - 1
+
+    def layer(self, x: int, prefix: str, width: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> int:
+        """A convolution, its BatchNorm, and a ReLU6 where ``act``."""
+        settings = dict(kernel=f'({kernel}, {kernel})', no_bias='True', num_filter=f'{width}', num_group=f'{groups}',
+                        pad=f'({kernel // 2}, {kernel // 2})', stride=f'({stride}, {stride})')
+        x = self.add('Convolution', f'{prefix}-conv2d', x, self.add('null', f'{prefix}-conv2d_weight', **settings), **settings)
+        settings = dict(eps='1e-05', fix_gamma='False', use_global_stats='False')
+        names = (f'{prefix}-batchnorm_{tensor}' for tensor in ('gamma', 'beta', 'moving_mean', 'moving_var'))
+        tensors = [self.add('null', name, **settings) for name in names]
+        x = self.add('BatchNorm', f'{prefix}-batchnorm', x, *tensors, **settings)
+        return self.add('clip', f'{prefix}-relu6', x, a_max='6', a_min='0') if act else x
+
+
+# IGCV3-D: expansion, channels, units and stride of each sequence
+IGCV3 = (1, 16, 1, 1), (6, 24, 4, 2), (6, 32, 6, 2), (6, 64, 8, 2), (6, 96, 6, 1), (6, 160, 6, 2), (6, 320, 1, 1)
+
+
+def igcv3_symbol() -> dict:
+    """The graph of models/igcv3-symbol.json, whose permutations are numbered with those that the authors' code computed and dropped."""
+    graph, number = _Symbol2018(), 0
+    x = graph.layer(graph.variable('data'), 'first-3x3-conv', 32, 3, 2)
+    in_width = 32
+    for i, (expansion, width, units, stride) in enumerate(IGCV3):
+        for j in range(units):
+            block, shortcut, wide = f'seq-{i}-block{j}', x, in_width * expansion
+            x = graph.layer(x, f'{block}-exp', wide, 1, groups=2, act=False)
+            x = graph.add('Reshape', f'reshape{4 * number}', x, shape='(0, -4, 2, -1, -2)')
+            x = graph.add('SwapAxis', f'swapaxes{2 * number}', x, dim1='1', dim2='2')
+            x = graph.add('Reshape', f'reshape{4 * number + 1}', x, shape='(0, -3, -2)')
+            x = graph.layer(x, f'{block}-depthwise', wide, 3, 1 if j else stride, groups=wide)
+            x = graph.layer(x, f'{block}-linear', width, 1, groups=2, act=False)
+            x = graph.add('elemwise_add', f'{block}-shortcut', shortcut, x) if j else x
+            in_width, number = width, number + 1
+    x = graph.layer(x, 'last-1x1-conv', 1280, 1)
+    x = graph.add('Pooling', 'global_pool', x, global_pool='True', kernel='(7, 7)', pool_type='avg', stride='(1, 1)')
+    x = graph.add('Flatten', 'flatten', x)
+    settings = dict(num_hidden='1000')
+    tensors = [graph.add('null', name, **settings) for name in ('fc_weight', 'fc_bias')]
+    x = graph.add('FullyConnected', 'fc', x, *tensors, **settings)
+    head = graph.add('SoftmaxOutput', 'softmax', x, graph.variable('softmax_label'))
+    return {'nodes': graph.nodes, 'heads': [[head, 0, 0]]}
+
+
+def released_symbol(model_name: str) -> dict:
+    """The graph of one of the authors' checkpoints."""
+    return igcv3_symbol() if model_name == 'igcv3_100' else symbol(RELEASED[model_name])
+
+
 # Checkpoints --------------------------------------------------------------------------------------------------------------------------
 
 def random_params(graph: dict, seed: int) -> dict[str, np.ndarray]:
@@ -137,7 +193,7 @@ def random_params(graph: dict, seed: int) -> dict[str, np.ndarray]:
 
 def synthetic_params(model_name: str, seed: int = 0) -> dict[str, np.ndarray]:
     """`random_params` with the names and shapes of one of the authors' checkpoints."""
-    return random_params(symbol(RELEASED[model_name]), seed)
+    return random_params(released_symbol(model_name), seed)
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -1,50 +1,37 @@
 """The commands and the code of the pages in docs/ run, on photographs that a page may assume, and print what is said there."""
-import contextlib
-import io
 import re
-import shlex
 import warnings
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
+from docs_pages import PAGES, ROOT, blocks, check_code, commands, make_photographs, run_command
 
-from igczoo.cli import main
-
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / 'docs' / 'your-own-photographs.md'
-TEXT = PAGE.read_text(encoding='utf-8')
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf'^```{language}\n(.*?)^```', TEXT, re.MULTILINE | re.DOTALL)
+OWN = 'your-own-photographs'
+HERE = [page for page in PAGES if page != 'with-others']    # whose code needs nothing but this package
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """Two examples as classes: windows of each are its photographs."""
     root = tmp_path_factory.mktemp('docs')
-    for name, example in (('church', 'lighthouse'), ('gas pump', 'school_bus')):
-        with Image.open(ROOT / 'examples' / f'{example}.jpg') as image:
-            square = image.convert('RGB').resize((280, 280))
-        for data in ('photos', 'other_photos/val'):
-            (root / data / name).mkdir(parents=True)
-            for i, letter in enumerate('abcdef'):
-                square.crop((8 * i, 5 * i, 8 * i + 224, 5 * i + 224)).save(root / data / name / f'{letter}.jpg')
+    make_photographs(root)
     return root
 
 
-def test_the_commands(folder, monkeypatch, capsys):
+@pytest.mark.parametrize('page', [page for page in HERE if page != OWN and commands(page)])
+def test_the_commands(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    for line in ''.join(blocks('sh')).splitlines():
-        program, *arguments = shlex.split(line.replace('--minutes 5', '--epochs 1'))
-        assert program == 'igczoo'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')     # of the exporter's own libraries
+        assert all(run_command(arguments).strip() for arguments in commands(page))
+
+
+def test_the_commands_for_your_own_photographs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for arguments in commands(OWN):
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')     # of the exporter's own libraries
-            assert main(arguments) == 0, line
-        out = capsys.readouterr().out
-        assert out.strip(), line
+            warnings.simplefilter('ignore')
+            out = run_command(' '.join(arguments).replace('--minutes 5', '--epochs 1').split(' '))
+        assert out.strip(), arguments
         if arguments[0] == 'classify':
             assert 'church' in out.splitlines()[0]
     for name in ('curves.png', 'confusion.png', 'calibration.png', 'split.csv', 'README.md', 'card.json', 'model.safetensors'):
@@ -53,17 +40,22 @@ def test_the_commands(folder, monkeypatch, capsys):
         assert (folder / name).exists()
 
 
-def test_the_code_prints_what_its_comments_say(folder, tmp_path, monkeypatch):
-    (tmp_path / 'photos').symlink_to(folder / 'photos')
+@pytest.mark.parametrize(('page', 'code'), [pytest.param(page, code, id=page) for page in HERE for code in blocks(page, 'python')])
+def test_the_code_prints_what_its_comments_say(page, code, folder, tmp_path, monkeypatch):
+    for name in ('photos', 'examples'):
+        (tmp_path / name).symlink_to(folder / name)
     monkeypatch.chdir(tmp_path)
-    [code] = blocks('python')
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), torch.random.fork_rng():
-        exec(compile(code, PAGE.name, 'exec'), {})
-    expected = [line.removeprefix('# ') for line in code.splitlines() if line.startswith('# ')]
-    assert expected and out.getvalue().splitlines() == expected
+    check_code(code)
 
 
-@pytest.mark.parametrize('target', re.findall(r'\]\((?!http)([^)]+)\)', TEXT))
-def test_links_lead_somewhere(target):
-    assert (PAGE.parent / target).exists()
+@pytest.mark.parametrize(('page', 'target'), [
+    (page, target) for page, text in PAGES.items() for target in re.findall(r'\]\((?!http)([^)#]+)', text)])
+def test_links_lead_somewhere(page, target):
+    generated = target.startswith('checkpoints/') or target == 'zoo.md'     # by docs/pages.py
+    assert generated or (ROOT / 'docs' / target).exists()
+
+
+def test_figures_are_small_and_shown():
+    shown = set(re.findall(r'\]\(figures/([^)]+)\)', ''.join(PAGES.values())))
+    figures = {path.name: path.stat().st_size for path in (ROOT / 'docs' / 'figures').iterdir()}
+    assert shown == set(figures) and max(figures.values()) < 200_000

@@ -25,13 +25,13 @@ timm.list_pretrained = timm.models.list_pretrained = lambda *args, **kwargs: [
 
 
 def pytest_configure(config):
-    """The authors' checkpoints, which pretrained=True would fetch, are stood in for by files served here."""
+    """Others' checkpoints, which pretrained=True would fetch, are stood in for by files served here."""
     server = HubServer().__enter__()
     folder = tempfile.TemporaryDirectory()
     constants.HF_HUB_CACHE = constants.HF_ASSETS_CACHE = folder.name
     constants.HF_HUB_OFFLINE, os.environ['IGCZOO_ORIGIN'] = False, server.url
     for name, card in cards().items():
         if card.origin:
-            cards()[name] = stand_in(server, card.model)[0]
+            cards()[name] = stand_in(server, name)[0]
     config.add_cleanup(folder.cleanup)
     config.add_cleanup(lambda: server.__exit__(None, None, None))

@@ -14,7 +14,7 @@ from .card import Card, read_card, write_card
 from .digests import sha256
 from .model_card import config_json, model_card
 
-__all__ = ['CARD', 'WEIGHTS', 'folder_card', 'tag_for', 'write_checkpoint']
+__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'tag_for', 'write_checkpoint']
 
 CARD, CONFIG, README, WEIGHTS = 'card.json', 'config.json', 'README.md', 'model.safetensors'
 

@@ -1,11 +1,14 @@
-"""What is written from the cards: config.json and README.md of each folder of weights/, and the table of weights in the README.
+"""What is written from the cards: config.json and README.md of each folder of weights/, and the table of models in the README.
 
 `python -m igczoo.checkpoints.model_card` writes them all again; a test compares.
 """
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import timm
@@ -14,24 +17,16 @@ from huggingface_hub.utils import yaml_dump
 from timm.data import ImageNetInfo
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..nets.families import VARIANTS, build, timm_cfg
+from ..nets import igcnet, igcv2, igcv3
+from ..nets.families import VARIANTS, build, paper, printed, timm_cfg
 from .card import Accuracy, Card, Trained, cards, weights_folder
 
-__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'net_of', 'weights_table', 'with_table']
+__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'models_table', 'net_of', 'with_table']
 
 TABLE_MARKS = '<!-- weights: written by python -m igczoo.checkpoints.model_card -->', '<!-- end of weights -->'
-TRAINING_DATA = {'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k'}  # tag -> on the hub
-INTRODUCTION = '''An Interleaved Group Convolution network (Zhang, Qi, Xiao, Wang: Interleaved Group Convolutions for Deep Neural Networks,
-ICCV 2017, [arXiv:1707.02725](https://arxiv.org/abs/1707.02725)) for [timm](https://github.com/huggingface/pytorch-image-models).
-'''
-CITATION = '''```bibtex
-@inproceedings{zhang2017interleaved,
-  title = {Interleaved Group Convolutions for Deep Neural Networks},
-  author = {Zhang, Ting and Qi, Guo-Jun and Xiao, Bin and Wang, Jingdong},
-  booktitle = {ICCV},
-  year = {2017}
-}
-```'''
+TRAINING_DATA = {   # tag -> on the hub
+    'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k', 'pcv_in1k': 'ILSVRC/imagenet-1k'}
+GENERATIONS = {igcnet: 'IGCNet', igcv2: 'IGCV2', igcv3: 'IGCV3'}
 
 
 def config_json(card: Card) -> str:
@@ -66,17 +61,20 @@ def model_card(card: Card) -> str:
         'Where it comes from': _provenance(card),
         'Limits': card.limits,
         'Terms': f'Licence of the weights: {card.license}. {card.terms}'.strip(),
-        'Citation': CITATION if card.model in VARIANTS else '',
+        'Citation': _citation(card.model) if card.model in VARIANTS else '',
     }
     body = ''.join(f'\n## {title}\n{text}\n' for title, text in sections.items() if text)
     metadata = yaml_dump(_metadata(card), sort_keys=False)
-    introduction = INTRODUCTION if card.model in VARIANTS else ''
+    introduction = _introduction(card.model) if card.model in VARIANTS else ''
     return f'---\n{metadata}---\n# {card.name}\n\n{card.title}. {introduction}\n{_facts(card)}{body}'
 
 
-def weights_table(found: dict[str, Card]) -> str:
-    """A Markdown table of checkpoints, one row each."""
-    return _table([_table_row(found[name]) for name in sorted(found)])
+def models_table(found: dict[str, Card], variants: Iterable[str] = ()) -> str:
+    """A Markdown table of checkpoints, one row each, and of those variants that have none."""
+    trained = {card.model for card in found.values()}
+    rows = {name: _checkpoint_row(card) for name, card in found.items()}
+    rows |= {variant: _variant_row(variant) for variant in variants if variant not in trained}
+    return _table([rows[name] for name in sorted(rows)])
 
 
 def comparison(card: Card) -> str:
@@ -88,7 +86,7 @@ def comparison(card: Card) -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README's text with the table of this installation's checkpoints, and comparisons, between its `TABLE_MARKS`.
+    """The README's text with the table of all models and of this installation's checkpoints, and comparisons, between its `TABLE_MARKS`.
 
     Raises:
         ValueError: the text has not each mark once, in their order.
@@ -98,7 +96,7 @@ def with_table(readme: str) -> str:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
     found = cards()
-    tables = '\n'.join(filter(None, [weights_table(found), *(comparison(found[name]) for name in sorted(found))]))
+    tables = '\n'.join(filter(None, [models_table(found, VARIANTS), *(comparison(found[name]) for name in sorted(found))]))
     return f'{before}{start}\n{tables}{end}{rest.partition(end)[2]}'
 
 
@@ -116,6 +114,26 @@ def count_macs(model: torch.nn.Module, input_size: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x)
     return counter.get_total_flops() // 2
+
+
+def _introduction(variant: str) -> str:
+    found = paper(variant)
+    names = ', '.join(author.partition(',')[0] for author in found.authors.split(' and '))
+    return (f'An Interleaved Group Convolution network ({names}: {found.title},\n{found.venue} {found.year}, '
+            f'[arXiv:{found.arxiv}](https://arxiv.org/abs/{found.arxiv})) for [timm](https://github.com/huggingface/pytorch-image-models).\n')
+
+
+def _citation(variant: str) -> str:
+    found = paper(variant)
+    key = f"{found.authors.partition(',')[0]}{found.year}{re.match('[A-Za-z0-9]+', found.title)[0]}".lower()
+    return f'''```bibtex
+@inproceedings{{{key},
+  title = {{{found.title}}},
+  author = {{{found.authors}}},
+  booktitle = {{{found.venue}}},
+  year = {{{found.year}}}
+}}
+```'''
 
 
 def _metadata(card: Card) -> dict[str, Any]:
@@ -192,25 +210,41 @@ def _provenance(card: Card) -> str:
     if card.recipe:
         lines.append(f'The recipe: `igczoo train {card.recipe} --data DATA`.')
     if card.origin:
-        lines.append(f'The file: <{card.origin.url}>, {card.origin.size:,} bytes, git blob `{card.origin.git_blob_sha1}`.')
+        size = f', {card.origin.size:,} bytes' if card.origin.size else ''
+        digest = 'git blob' if card.origin.git_blob_sha1 else 'SHA-1 of the file in it'
+        lines.append(f'The file: <{card.origin.url}>{size}, {digest} `{card.origin.digest}`.')
     return '\n\n'.join(filter(None, lines))
 
 
-def _table_row(card: Card) -> dict[str, str]:
+def _checkpoint_row(card: Card) -> dict[str, str]:
+    published, measured = ([one for one in card.accuracy if (one.by == 'igczoo') == ours] for ours in (False, True))
     size = card.origin.size if card.origin else card.size
-    row = {
-        'checkpoint': f'[`{card.name}`](weights/{card.name}/README.md)',
-        'parameters': f'{card.params / 1e6:.2f} M',
-        'multiply-adds': f'{card.macs / 1e6:,.0f} M',
-        'file': f'{size / 1e6:.1f} MB{", fetched from the authors" if card.origin else ""}',
-    }
-    if card.accuracy:
-        first = card.accuracy[0]
-        images = f', {first.n:,} images' if first.n else ''
-        interval = f' ({_interval(first)})' if first.top1_interval else ''
-        row |= {'top-1, % (95 % interval)': f'{first.top1:.2f}{interval}', 'top-5, %': '' if first.top5 is None else f'{first.top5:.2f}',
-                'of': f'{first.dataset}, {first.split}{images}{"" if first.by == "igczoo" else f"; printed by {first.by}"}'}
-    return row
+    weights = [f'{size / 1e6:.1f} MB'] if size else []
+    weights.append(f'fetched from {card.origin.by}' if card.origin else 'here')
+    return _row(card.model, f'[`{card.name}`](weights/{card.name}/README.md)', card.params, card.macs,
+                f'{published[0].top1:.2f} ({published[0].dataset}, {published[0].by})' if published else '',
+                _measured(measured[0]) if measured else '', ', '.join(weights))
+
+
+@cache
+def _variant_row(variant: str) -> dict[str, str]:
+    cfg, found = timm_cfg(variant), printed(variant)
+    net = build(variant, num_classes=cfg['num_classes'], device='meta')
+    return _row(variant, f'`{variant}`', count_params(net), count_macs(net, cfg['input_size']),
+                f'{found.top1:.2f} (ImageNet-1k, {found.by})' if found else '', '', 'none')
+
+
+def _row(variant: str, name: str, params: int, macs: int, published: str, measured: str, weights: str) -> dict[str, str]:
+    """A net of another package is of no generation."""
+    generation = f'{GENERATIONS[VARIANTS[variant]]}, {paper(variant).venue} {paper(variant).year}' if variant in VARIANTS else ''
+    return {'generation': generation, 'model': name, 'parameters': f'{params / 1e6:.2f} M', 'multiply-adds': f'{macs / 1e6:,.0f} M',
+            'published top-1, %': published, 'measured top-1, % (95 % interval)': measured, 'weights': weights}
+
+
+def _measured(accuracy: Accuracy) -> str:
+    interval = f' ({_interval(accuracy)})' if accuracy.top1_interval else ''
+    images = f', {accuracy.n:,} images' if accuracy.n else ''
+    return f'{accuracy.top1:.2f}{interval}, {accuracy.dataset}{images}'
 
 
 def _comparison_row(card: Card, net: Trained) -> dict[str, str]:

@@ -301,8 +301,7 @@ def _imagenet(width: float) -> dict[str, Any]:
 def _cifar(depth: int, width: int) -> dict[str, Any]:
     """Three stages of width, 2 and 4 times that, for 32x32 images; depth = 3n + 2. The shortcuts are this package's choice."""
     units = (depth - 2) // 3
-    return dict(stem_width=width, widths=(width, 2 * width, 4 * width), depths=(units,) * 3, strides=(1, 1, 2, 2), shortcuts=True,
-                num_classes=10)
+    return dict(stem_width=width, widths=(width, 2 * width, 4 * width), depths=(units,) * 3, strides=(1, 1, 2, 2), shortcuts=True)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -311,10 +310,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'igcv2_025':        _imagenet(.25),
     'igcv2_20_c64':     _cifar(20, 64),
 }
-PRINTED = {     # of the nets that the authors trained
-    'igcv2_100':        Printed(70.7, 'ShuffleNet V2, table 8'),
-    'igcv2_050':        Printed(65.5, 'ShuffleNet V2, table 8'),
-    'igcv2_025':        Printed(54.9, 'ShuffleNet V2, table 8'),
+PRINTED = {
+    'igcv2_100':        Printed(70.7, 'ShuffleNet V2, table 8, of the authors\' net'),
+    'igcv2_050':        Printed(65.5, 'ShuffleNet V2, table 8, of the authors\' net'),
+    'igcv2_025':        Printed(54.9, 'ShuffleNet V2, table 8, of the authors\' net'),
 }
 
 

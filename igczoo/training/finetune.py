@@ -11,7 +11,8 @@ What `finetune` does, in the order it does it:
    small as in 2. What counts are the averaged weights (an exponential moving average). Where the watched loss has not fallen for a third
    of the run, the run ends.
 4. The weights of 2 and 3 are mixed, in the parts that do best on the watched photographs (WiSE-FT: Wortsman et al., 2022), and the logits
-   scaled so that scores can be believed.
+   scaled so that scores can be believed, by the watched photographs; where there are none, by classifiers as in 2 that are each fitted
+   without some of the photographs and asked about those.
 5. The mixture is measured once, by the reader and the preprocessing of every other evaluation, and written as a checkpoint folder.
 """
 from __future__ import annotations
@@ -62,7 +63,9 @@ __all__ = ['finetune']
 EVALUATION_SHARE, WATCHED_SHARE = .2, .1
 LEAST_WATCHED = 200     # photographs of the average class, below which none is spared to watch by: a tenth of 100 costs a point of top-1
 MOST_WATCHED = 2000
-LEAST_CALIBRATING = 50  # watched photographs
+LEAST_CALIBRATING = 50  # photographs to scale the logits by
+FOLDS = 5               # parts of the photographs, of which a classifier is fitted without one
+CALIBRATING = 500       # photographs that are enough to scale the logits by
 IMAGES_SHOWN = 30_000   # to the net in a run, where neither epochs nor minutes are given
 EPOCHS = 5, 100         # at least and at most, likewise
 BATCH = 50
@@ -156,13 +159,14 @@ def finetune(
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
     net, preprocess, base = _start(os.fspath(name), pretrained, seed)
-    size = size or _best_size(preprocess.input_size[-1], data)
+    photographs, evaluation = open_photographs(data)
+    size = size or _best_size(preprocess.input_size[-1], photographs)
     preprocess = replace(preprocess, input_size=(3, size, size))
     settings = Settings(model=os.fspath(name), data=_place(data), size=size, epochs=epochs, minutes=minutes,
                         freeze=freeze, pretrained=pretrained, seed=seed)
     with _Run.open(Path(out), settings) as run:
         if not run.finished:
-            album = _read_album(data, run.out, settings)
+            album = _read_album(photographs, evaluation, run.out, settings)
             net.reset_classifier(len(album.classes))
             net = net.to(device, memory_format=torch.channels_last)
             _Trainer(net, album, preprocess, settings, run, device, bf16).train(began)
@@ -201,11 +205,11 @@ def _start(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, Preproces
                            found['crop_pct'], found['crop_mode']), base
 
 
-def _best_size(size: int, data: str | Path) -> int:
+def _best_size(size: int, photographs: Dataset) -> int:
     """The checkpoint's size, or `LEAST_SIZE` where a few photographs say that there is more to see."""
     if size >= LEAST_SIZE:
         return size
-    photographs, sides = open_photographs(data)[0], []
+    sides = []
     for row in range(0, len(photographs), max(1, len(photographs) // 20)):
         with suppress(ImageError):
             sides.append(min(photographs[row][0].size))
@@ -214,10 +218,9 @@ def _best_size(size: int, data: str | Path) -> int:
 
 # The photographs ----------------------------------------------------------------------------------------------------------------------
 
-def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
-    """Open, split and decode; say in split.csv what became of each photograph."""
-    whole, evaluation = open_photographs(data)
-    classes = list(whole.classes)
+def _read_album(whole: Dataset, evaluation: Dataset | None, out: Path, settings: Settings) -> _Album:
+    """Split and decode; say in split.csv what became of each photograph."""
+    data, classes = settings.data, list(whole.classes)
     counts = torch.bincount(torch.tensor(whole.targets), minlength=len(classes))
     if len(classes) < 2:
         raise ValueError(f'{data}: has {len(classes)} class ({", ".join(classes)}); a classifier needs two at least')
@@ -330,12 +333,15 @@ class _Trainer:
         self.scale = torch.zeros(())        # of the features, by which the classifier's weights are held small
 
     def train(self, began: float) -> None:
+        unseen = None       # logits and labels of photographs that what gave the logits was not fitted on
         if self.settings.pretrained:
-            self._fit_head()
+            unseen = self._fit_head()
         if not self.settings.freeze:
             self._train_all(began)
-        if len(self.album.watched) >= LEAST_CALIBRATING:
-            self._calibrate()
+        if len(self.album.watched):
+            unseen = self._watched_logits(self.model), self.album.watched_labels
+        if unseen and len(unseen[0]) >= LEAST_CALIBRATING:
+            self._calibrate(*unseen)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
@@ -348,30 +354,34 @@ class _Trainer:
                 rows.append(self.net.forward_head(self.model.forward_features(x), pre_logits=True).float())
         return torch.cat(rows)
 
-    def _fit_head(self) -> None:
-        """Logistic regression of the labels on the features of photographs and their mirror images, scaled to mean 0 and deviation 1."""
+    def _fit_head(self) -> tuple[Tensor, Tensor]:
+        """Fit the classifier on the features of photographs and their mirror images, scaled to mean 0 and deviation 1.
+
+        Returns:
+            Logits (n, classes) that classifiers fitted without them give some of the photographs, and their labels.
+        """
         torch.manual_seed(self.settings.seed)
         rows = torch.randperm(len(self.album.images))[:HEAD_IMAGES]
         images, labels = self.album.images[rows], self.album.labels[rows].to(self.device)
-        features = torch.cat([self._features(images), self._features(images.flip(3))])
-        mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
-        scaled, labels = (features - mean) / deviation, labels.repeat(2)
-        weight, bias = (torch.zeros(shape, device=self.device, requires_grad=True)
-                        for shape in ((len(self.album.classes), features.shape[1]), len(self.album.classes)))
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn='strong_wolfe')
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            value = F.cross_entropy(F.linear(scaled, weight, bias), labels, label_smoothing=SMOOTHING)
-            value = value + HEAD_PENALTY * weight.square().sum()
-            value.backward()
-            return value
-
-        optimizer.step(loss)
+        features = torch.stack([self._features(images), self._features(images.flip(3))])        # (2, n, num_features)
+        mean, deviation = features.mean((0, 1)), features.std((0, 1)).clamp(min=1e-6)
+        scaled, classes = (features - mean) / deviation, len(self.album.classes)
+        weight, bias = _logistic_regression(scaled.flatten(0, 1), labels.repeat(2), classes)
         classifier, self.scale = self.net.get_classifier(), deviation
         with torch.no_grad():
             classifier.weight.copy_(weight / deviation)
             classifier.bias.copy_(bias - classifier.weight @ mean)
+
+        fold = torch.empty_like(labels)
+        fold[labels.argsort()] = torch.arange(len(labels), device=self.device) % FOLDS      # of each class about as many in each
+        known = labels.bincount(minlength=classes)[labels] > 1                              # also without the photograph
+        logits, asked = [], []
+        for left_out in range(min(FOLDS, math.ceil(CALIBRATING * FOLDS / len(labels)))):
+            others, these = fold != left_out, (fold == left_out) & known
+            fitted = _logistic_regression(scaled[:, others].flatten(0, 1), labels[others].repeat(2), classes)
+            logits.append(F.linear(scaled[0, these], *fitted))
+            asked.append(labels[these])
+        return torch.cat(logits).cpu(), torch.cat(asked).cpu()
 
     def _train_all(self, began: float) -> None:
         album, settings = self.album, self.settings
@@ -460,12 +470,11 @@ class _Trainer:
         return loss.item()
 
     @torch.no_grad()
-    def _calibrate(self) -> None:
-        """Scale the logits, by the classifier's weights, so that the watched photographs' loss is least (Guo et al., 2017, temperature).
+    def _calibrate(self, logits: Tensor, labels: Tensor) -> None:
+        """Scale the logits, by the classifier's weights, so that these unseen ones' loss is least (Guo et al., 2017, temperature).
 
         Smoothed labels make scores too low; no image's best label changes.
         """
-        logits, labels = self._watched_logits(self.model), self.album.watched_labels
         scales = torch.logspace(-.5, 1, 61)
         best = min(scales.tolist(), key=lambda scale: F.cross_entropy(scale * logits, labels).item())
         for parameter in self.net.get_classifier().parameters():
@@ -488,6 +497,22 @@ class _Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits.append(model(x).float().cpu())
         return torch.cat(logits)
+
+
+def _logistic_regression(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Weight (classes, num_features) and bias (classes,) of least loss on features (n, num_features): a convex problem."""
+    weight, bias = (torch.zeros(shape, device=features.device, requires_grad=True) for shape in ((classes, features.shape[1]), classes))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn='strong_wolfe')
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(features, weight, bias), labels, label_smoothing=SMOOTHING)
+        value = value + HEAD_PENALTY * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()
 
 
 @dataclass(frozen=True)

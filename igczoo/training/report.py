@@ -8,17 +8,17 @@ import io
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
 from ..files import replacing
+from ..inference.pictures import INK, WRONG, Tile, contact_sheet
 from .evaluate import Evaluation, Guess
 
 __all__ = ['draw', 'is_installed', 'write_predictions', 'write_report']
 
-TILE, CAPTION, ACROSS, TILES = 160, 34, 6, 24       # pixels and numbers of a contact sheet
+TILES = 24              # photographs on the sheet of mistakes
 MOST_CLASSES = 40       # that a confusion matrix has names and numbers for
-COLOUR, OTHER = '#2a78d6', '#d1495b'
+COLOUR, OTHER = '#2a78d6', WRONG
 
 
 def is_installed() -> bool:
@@ -167,24 +167,9 @@ def _calibration(result: Evaluation, bins: int = 10) -> bytes:
 def _contact_sheet(mistakes: list[tuple[int, Guess]], photographs: Dataset) -> bytes:
     """The photographs that were called wrong with the highest scores, each with what it is called and what it is."""
     worst = sorted(mistakes, key=lambda item: -item[1].predictions[0].score)[:TILES]
-    down = -(-len(worst) // ACROSS)
-    sheet = Image.new('RGB', (min(len(worst), ACROSS) * (TILE + 8) + 8, down * (TILE + CAPTION + 8) + 8), 'white')
-    pen = ImageDraw.Draw(sheet)
-    for place, (row, guess) in enumerate(worst):
-        left, top = 8 + place % ACROSS * (TILE + 8), 8 + place // ACROSS * (TILE + CAPTION + 8)
-        image = photographs[row][0].copy()
-        image.thumbnail((TILE, TILE))
-        sheet.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
-        first = guess.predictions[0]
-        for line, (text, colour) in enumerate([(f'{first.score:.0%} {first.label}', OTHER), (f'is {guess.label}', '#222222')]):
-            pen.text((left, top + TILE + 2 + 15 * line), _shortened(pen, text), fill=colour)
+    sheet = contact_sheet(
+        Tile(photographs[row][0], [(f'{guess.predictions[0].score:.0%} {guess.predictions[0].label}', WRONG), (f'is {guess.label}', INK)])
+        for row, guess in worst)
     file = io.BytesIO()
     sheet.save(file, 'PNG')
     return file.getvalue()
-
-
-def _shortened(pen: ImageDraw.ImageDraw, text: str) -> str:
-    """As much of the text as a tile is wide."""
-    while pen.textlength(text) > TILE:
-        text = text[:-2].rstrip('.') + '.'
-    return text

@@ -11,7 +11,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import constants
 from origins import stand_in
-from params_files import FORMATS, RELEASED, symbol, synthetic_params, write_params
+from params_files import FORMATS, released_symbol, synthetic_params, write_params
 from symbol_graph import evaluate
 
 from igczoo.checkpoints.card import cards
@@ -31,7 +31,7 @@ def serve(monkeypatch, tmp_path):
         monkeypatch.setenv('IGCZOO_ORIGIN', server.url)
 
         def serve_model(model: str, fmt: str = 'LEGACY'):
-            card, arrays = stand_in(server, model, fmt)
+            card, arrays = stand_in(server, f'{model}.in1k', fmt)
             monkeypatch.setitem(cards(), card.name, card)
             return arrays, server
 
@@ -39,12 +39,12 @@ def serve(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(('model', 'fmt'), [
-    *(('igcnet18', fmt) for fmt in FORMATS), ('igcnet18_l16m16', 'LEGACY'), ('igcnet18_l4m32', 'LEGACY')])
+    *(('igcnet18', fmt) for fmt in FORMATS), ('igcnet18_l16m16', 'LEGACY'), ('igcnet18_l4m32', 'LEGACY'), ('igcv3_100', 'V2')])
 def test_the_model_equals_the_authors_graph(serve, model, fmt):
     arrays, _ = serve(model, fmt)
     net = timm.create_model(f'{model}.in1k', pretrained=True).double().eval()
     x = torch.randn(1, 3, 224, 224, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    theirs = evaluate(symbol(RELEASED[model]), arrays, x, keep=['fc_score'])['fc_score']
+    [theirs] = evaluate(released_symbol(model), arrays, x, keep=['fc_score', 'fc']).values()
     with torch.inference_mode():
         torch.testing.assert_close(net(x), theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
 
@@ -87,13 +87,14 @@ def test_another_file_at_that_address_is_never_loaded(serve, capsys):
     timm.create_model('igcnet18.in1k', pretrained=True)
 
 
-@pytest.mark.parametrize('model', ['igcnet18', 'igc_regconv18_c64'])
-def test_convert_by_command(tmp_path, capsys, model):
+@pytest.mark.parametrize(('model', 'std'), [
+    ('igcnet18', [0.27058, 0.259188, 0.267812]), ('igc_regconv18_c64', [0.27058, 0.259188, 0.267812]), ('igcv3_100', [1 / 255] * 3)])
+def test_convert_by_command(tmp_path, capsys, model, std):
     write_params(tmp_path / 'x.params', synthetic_params(model), 'V2')
     assert main(['convert', str(tmp_path / 'x.params'), '--model', model, '-o', str(tmp_path / 'out')]) == 0
     assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
     net = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
-    assert net.pretrained_cfg['std'] == [0.27058, 0.259188, 0.267812] and net.pretrained_cfg['label_names'][779] == 'school bus'
+    assert net.pretrained_cfg['std'] == std and net.pretrained_cfg['label_names'][779] == 'school bus'
     assert main(['convert', str(tmp_path / 'x.params'), '--model', model, '-o', str(tmp_path / 'out')]) == 1
     assert 'exists; name a folder that does not' in capsys.readouterr().err
     (tmp_path / 'cut.params').write_bytes((tmp_path / 'x.params').read_bytes()[:-100])

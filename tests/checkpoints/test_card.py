@@ -38,8 +38,10 @@ SMALL = Card('net', 'data', params=1, macs=2, labels=('cat', 'chien'), preproces
 FULL = dataclasses.replace(
     SMALL, preprocess=dataclasses.replace(PREPROCESS, crop_mode='squash'), sha256='0' * 64, size=3, dtype='float16',
     accuracy=(Accuracy('set', 'test', 'igczoo', 90., 99.5, 1000, (88., 91.7), 'a note'), Accuracy('set', 'val', 'them', 80.)),
-    revision='1' * 40, origin=Origin('https://example.com/x', 4, '2' * 40, 'mxnet'), label_ids=('n01', 'n02'), imagenet_indices=(5, 6),
+    revision='1' * 40, origin=Origin('https://example.com/x', 'them', 'mxnet', '2' * 40, size=4),
+    label_ids=('n01', 'n02'), imagenet_indices=(5, 6),
     base='net.other', recipe='r', default=True, comparison=Comparison('Both by 9 epochs.', 9, (Trained('net', 80., 60., 'log.csv'),)))
+ZIPPED = dataclasses.replace(FULL, origin=Origin('https://example.com/x.zip', 'them', 'pytorchcv', unpacked_sha1='3' * 40))
 
 
 @pytest.fixture
@@ -65,7 +67,8 @@ def installation(tmp_path, monkeypatch):
 
 # Reading and writing
 
-@pytest.mark.parametrize('card', [SMALL, FULL, dataclasses.replace(SMALL, labels='imagenet-1k')], ids=['small', 'full', 'imagenet'])
+@pytest.mark.parametrize('card', [SMALL, FULL, ZIPPED, dataclasses.replace(SMALL, labels='imagenet-1k')],
+                         ids=['small', 'full', 'zipped', 'imagenet'])
 def test_round_trip(path, card):
     write_card(card, path)
     assert read_card(path) == card and path.read_text(encoding='utf-8') == card_json(card)
@@ -76,7 +79,7 @@ def test_the_round_trip_is_of_every_field():
     """FULL has no field at its default, so that none can be lost unseen."""
     for record in (FULL, FULL.preprocess, FULL.accuracy[0], FULL.origin, FULL.comparison, FULL.comparison.nets[0]):
         for field in dataclasses.fields(record):
-            assert getattr(record, field.name) != field.default, field.name
+            assert getattr(record, field.name) != field.default or getattr(ZIPPED.origin, field.name, None), field.name
     assert set(json.loads(card_json(FULL))) == {field.name for field in dataclasses.fields(Card)}
 
 
@@ -126,7 +129,7 @@ def change(*keys, to):
     ('{}', 'card lacks accuracy, labels, license, limits, macs, model, params, preprocess, provenance, tag, terms, title'),
     (change('params', to=...), 'card lacks params'),
     (change('preprocess', 'mean', to=...), 'card.preprocess lacks mean'),
-    (change('origin', 'size', to=...), 'card.origin lacks size'),
+    (change('origin', 'converter', to=...), 'card.origin lacks converter'),
     (change('accuracy', 1, 'by', to=...), r'card.accuracy\[1\] lacks by'),
     (change('colour', to='red'), 'card has an unknown colour; there are model, tag'),
     (change('preprocess', 'colour', to='red'), 'card.preprocess has an unknown colour; there are input_size'),
@@ -209,10 +212,15 @@ def test_a_broken_card_in_weights_is_named(installation):
 # The cards of this installation: what can be counted is counted again
 
 SHIPPED = sorted(weights_folder().iterdir())
-ORIGINS = {     # bytes and git blob of the authors' files
+ORIGINS = {     # bytes and digest of others' files
     'igcnet18.in1k': (34679552, '1dee63a039d71a5bbe0ada0343372534538e7bd8'),
     'igcnet18_l16m16.in1k': (54273656, 'a96f44a0f7ae49241351efc451195e4fdf4d0bfc'),
     'igcnet18_l4m32.in1k': (49088632, 'e13f33740800f06378006b90da35d8edc971eabf'),
+    'igcv3_100.in1k': (None, 'c4b0a995619676b526f41669d0fbff8886a79943'),
+    'igcv3_100.pcv_in1k': (None, '12385791681f09adb3a08926c95471f332f538b6'),
+    'igcv3_075.pcv_in1k': (None, '63f43cf8d334111d55d06f2f9bf7e1e4871d162c'),
+    'igcv3_050.pcv_in1k': (None, '8c504f443283d8a32787275b23771082fcaab61b'),
+    'igcv3_025.pcv_in1k': (None, 'c9f28301391601e5e8ae93139431a9e0d467317c'),
 }
 
 
@@ -284,8 +292,10 @@ def test_comparisons(folder, shipped):
 def test_weights_are_ours_and_whole_or_absent(folder, shipped):
     weights = folder / 'model.safetensors'
     if shipped.origin:
-        assert not weights.exists() and shipped.sha256 is shipped.size is shipped.recipe is None and shipped.license == 'unknown'
-        assert (shipped.origin.size, shipped.origin.git_blob_sha1) == ORIGINS[shipped.name] and shipped.origin.converter == 'mxnet'
+        assert not weights.exists() and shipped.sha256 is shipped.size is shipped.recipe is None
+        assert shipped.license == {'the authors': 'unknown', 'pytorchcv': 'mit'}[shipped.origin.by]
+        assert (shipped.origin.size, shipped.origin.digest) == ORIGINS[shipped.name]
+        assert shipped.origin.converter == {'the authors': 'mxnet', 'pytorchcv': 'pytorchcv'}[shipped.origin.by]
         return
     assert (weights.stat().st_size, hashlib.sha256(weights.read_bytes()).hexdigest()) == (shipped.size, shipped.sha256)
     assert shipped.license == 'apache-2.0'
@@ -331,12 +341,14 @@ def test_words(shipped):
     (dict(preprocess=dict(std=[1, 0, 1])), 'card.preprocess.std is .*; its numbers must be above 0'),
     (dict(preprocess=dict(std=[1, -1, 1])), 'card.preprocess.std is .*; its numbers must be above 0'),
     (dict(preprocess=dict(input_size=[3, 0, 5])), 'card.preprocess.input_size is .*; its numbers must be at least 1'),
+    (dict(origin=dict(url='u', by='b', converter='mxnet')), 'card.origin must have either a git_blob_sha1 or an unpacked_sha1'),
+    (dict(origin=dict(url='u', by='b', converter='mxnet', git_blob_sha1='1', unpacked_sha1='2')), 'and not both'),
     (dict(preprocess=dict(crop_pct=0)), 'card.preprocess.crop_pct is 0.0; it must be above 0 and at most 1'),
     (dict(preprocess=dict(mean=[10 ** 400, 0, 0])), r'card.preprocess.mean\[0\] is beyond every float'),
 ])
 def test_impossible_values_are_refused(tmp_path, changes, message):
     given = json.loads(card_json(SMALL))
-    given |= {field: given[field] | value if isinstance(value, dict) else value for field, value in changes.items()}
+    given |= {field: given.get(field, {}) | value if isinstance(value, dict) else value for field, value in changes.items()}
     path = tmp_path / 'card.json'
     path.write_text(json.dumps(given))
     with pytest.raises(CardError, match=message) as caught:

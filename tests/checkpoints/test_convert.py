@@ -17,7 +17,8 @@ from params_files import FLAGS, FORMATS, RELEASED, Net, random_params, symbol, s
 from symbol_graph import evaluate, parameter_shapes
 
 from igczoo.checkpoints.convert import convert_checkpoint
-from igczoo.checkpoints.convert.igc import IGC, MODELS, REGULAR, key_table, to_state_dict
+from igczoo.checkpoints.convert.igc import CHECKPOINTS, IGC, REGULAR
+from igczoo.checkpoints.convert.keys import key_table, to_state_dict
 from igczoo.checkpoints.convert.mxnet import read_params
 from igczoo.nets.igcnet import VARIANTS, IGCNet
 
@@ -225,10 +226,10 @@ def small_case():
     return random_params(symbol(net), 0), modules, small_model(net)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', CHECKPOINTS)
 def test_the_key_tables_are_one_to_one(name):
     model = IGCNet(**VARIANTS[name], device='meta')
-    table = key_table(MODELS[name], model)
+    table = key_table(CHECKPOINTS[name], model)
     shapes = parameter_shapes(symbol(RELEASED[name]))
     assert table.keys() == shapes.keys()
     targets = model.state_dict()
@@ -237,7 +238,7 @@ def test_the_key_tables_are_one_to_one(name):
 
 
 def test_every_released_net_has_a_table():
-    assert set(MODELS) == set(GRAPHS) == set(RELEASED) == set(SIZES)
+    assert set(CHECKPOINTS) == set(GRAPHS) == set(RELEASED) == set(SIZES)
 
 
 def test_a_table_that_leaves_a_tensor_out_or_fills_it_twice_is_refused():
@@ -285,7 +286,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'small\.params is not a checkpoint of igcnet18_l4m32: 5 left over: .* and 1 more; '
                                          r'117 of another shape or dtype: .* and 113 more$'):
         convert_checkpoint(tmp_path / 'small.params', 'igcnet18_l4m32')
-    with pytest.raises(ValueError, match=r"there is no conversion to 'igcnet19'; there is one to each of igcnet18, igcnet18_l16m16"):
+    with pytest.raises(ValueError, match=r"no conversion to 'igcnet19' from mxnet; there is one to each of igcnet18, igcnet18_l16m16"):
         convert_checkpoint(tmp_path / 'small.params', 'igcnet19')
 
 

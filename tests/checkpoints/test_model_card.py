@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import ModelCard
 from timm.data import ImageNetInfo, resolve_model_data_config
 
-import igczoo
 from igczoo.checkpoints import model_card as module
 from igczoo.checkpoints.card import Accuracy, Card, Comparison, Origin, Preprocess, Trained, cards, weights_folder
 from igczoo.checkpoints.model_card import (
@@ -21,9 +20,11 @@ from igczoo.checkpoints.model_card import (
     count_macs,
     count_params,
     model_card,
-    weights_table,
+    models_table,
     with_table,
 )
+from igczoo.nets import families
+from igczoo.nets.families import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(cards())
@@ -39,7 +40,7 @@ CARD = Card(
         Accuracy('CIFAR-10', 'test', 'the authors', 94.5, note='not measured here')))
 FOREIGN = dataclasses.replace(
     CARD, tag='in1k', labels='imagenet-1k', license='unknown', accuracy=CARD.accuracy[3:], sha256=None, size=None, recipe=None,
-    origin=Origin('https://example.com/net.params', 7_654_321, 'b' * 40, 'mxnet'))
+    origin=Origin('https://example.com/net.params', 'the authors', 'mxnet', 'b' * 40, size=7_654_321))
 
 
 def section(text: str, title: str) -> str:
@@ -79,7 +80,8 @@ def test_metadata(name):
 def test_folders_load_by_timm(name):
     card, folder = cards()[name], weights_folder() / name
     model = timm.create_model(f'local-dir:{folder}', **({'pretrained': True} if name in SHIPPED else {'device': 'meta'}))
-    assert type(model) is igczoo.IGCNet and (count_params(model), model.num_classes) == (card.params, card.num_classes)
+    assert type(model) is families.net_and_arguments(card.model)[0]
+    assert (count_params(model), model.num_classes) == (card.params, card.num_classes)
     data = {key: tuple(value) if isinstance(value, list) else value for key, value in resolve_model_data_config(model).items()}
     assert data == dataclasses.asdict(card.preprocess)
     assert tuple(model.pretrained_cfg['label_names']) == (LABELS if card.labels == 'imagenet-1k' else card.labels)
@@ -140,6 +142,11 @@ def test_what_others_give_is_said_to_be_theirs():
     assert 'sha256' not in text and 'igczoo evaluate' not in text and '1000, named in config.json' in text
     assert section(text, 'Accuracy').splitlines()[0] == '| data | split | top-1, % | by | note |'    # no column without a value
     assert f'<https://example.com/net.params>, 7,654,321 bytes, git blob `{"b" * 40}`' in section(text, 'Where it comes from')
+    origin = Origin('https://example.com/net.zip', 'somebody', 'pytorchcv', unpacked_sha1='c' * 40)
+    said = section(model_card(dataclasses.replace(FOREIGN, origin=origin)), 'Where it comes from')
+    assert f'The file: <https://example.com/net.zip>, SHA-1 of the file in it `{"c" * 40}`.' in said
+    for model, key in (('igcnet18', 'zhang2017interleaved'), ('igcv2_100', 'xie2018igcv2'), ('igcv3_100', 'sun2018igcv3')):
+        assert f'@inproceedings{{{key},' in section(model_card(dataclasses.replace(CARD, model=model)), 'Citation')
 
 
 def test_sections_with_nothing_to_say_are_left_out():
@@ -176,34 +183,49 @@ def test_config_json():
     assert set(cfg) <= {field.name for field in dataclasses.fields(timm.models.PretrainedCfg)}
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_folder_of_any_net_has_the_classes_of_its_card(variant, tmp_path):
+    (tmp_path / 'config.json').write_text(config_json(dataclasses.replace(CARD, model=variant)))
+    model = timm.create_model(f'local-dir:{tmp_path}', device='meta')
+    assert (model.num_classes, model.head.out_features, model.pretrained_cfg['label_names']) == (2, 2, ['cat', 'dog'])
+
+
 # The table
 
 def test_table():
     bare = dataclasses.replace(CARD, model='a_net', accuracy=())
-    assert weights_table({card.name: card for card in (FOREIGN, CARD, bare)}) == '''\
-| checkpoint | parameters | multiply-adds | file | top-1, % (95 % interval) | top-5, % | of |
+    zipped = dataclasses.replace(
+        FOREIGN, model='igcv3_025', origin=Origin('https://example.com/x.zip', 'somebody', 'pytorchcv', unpacked_sha1='c' * 40))
+    found = {card.name: card for card in (FOREIGN, CARD, bare, zipped)}
+    assert models_table(found, ['igcv3_025', 'igcv2_025', 'igc_regconv20_w16']) == '''\
+| generation | model | parameters | multiply-adds | published top-1, % | measured top-1, % (95 % interval) | weights |
 | --- | --- | --- | --- | --- | --- | --- |
-| [`a_net.cifar10`](weights/a_net.cifar10/README.md) | 0.16 M | 22 M | 1.2 MB |  |  |  |
-| [`igc_resnet20_l24m2.cifar10`](weights/igc_resnet20_l24m2.cifar10/README.md) | 0.16 M | 22 M | 1.2 MB | 91.20 (90.63 to 91.74) | 99.75 | \
-CIFAR-10 (JPEG), test, 10,000 images |
-| [`igc_resnet20_l24m2.in1k`](weights/igc_resnet20_l24m2.in1k/README.md) | 0.16 M | 22 M | 7.7 MB, fetched from the authors | 94.50 |  | \
-CIFAR-10, test; printed by the authors |
+|  | [`a_net.cifar10`](weights/a_net.cifar10/README.md) | 0.16 M | 22 M |  |  | 1.2 MB, here |
+| IGCNet, ICCV 2017 | `igc_regconv20_w16` | 0.27 M | 41 M |  |  | none |
+| IGCNet, ICCV 2017 | [`igc_resnet20_l24m2.cifar10`](weights/igc_resnet20_l24m2.cifar10/README.md) | 0.16 M | 22 M | \
+94.50 (CIFAR-10, the authors) | 91.20 (90.63 to 91.74), CIFAR-10 (JPEG), 10,000 images | 1.2 MB, here |
+| IGCNet, ICCV 2017 | [`igc_resnet20_l24m2.in1k`](weights/igc_resnet20_l24m2.in1k/README.md) | 0.16 M | 22 M | \
+94.50 (CIFAR-10, the authors) |  | 7.7 MB, fetched from the authors |
+| IGCV2, CVPR 2018 | `igcv2_025` | 0.73 M | 46 M | 54.90 (ImageNet-1k, ShuffleNet V2, table 8, of the authors' net) |  | none |
+| IGCV3, BMVC 2018 | [`igcv3_025.in1k`](weights/igcv3_025.in1k/README.md) | 0.16 M | 22 M | 94.50 (CIFAR-10, the authors) |  | \
+fetched from somebody |
 '''
-    assert weights_table({}) == ''
+    assert models_table({}) == ''
 
 
 def test_comparisons_follow_the_table(monkeypatch):
     card = dataclasses.replace(CARD, comparison=Comparison('Both.', 2, (Trained('igc_resnet20_l24m2', 3., 4., 'log.csv'),)))
     monkeypatch.setattr(module, 'cards', lambda: {CARD.name: card, FOREIGN.name: FOREIGN})
     start, end = TABLE_MARKS
-    assert with_table(f'{start}{end}') == f'{start}\n{weights_table(module.cards())}\n{comparison(card)}{end}'
+    assert with_table(f'{start}{end}') == f'{start}\n{models_table(module.cards(), VARIANTS)}\n{comparison(card)}{end}'
 
 
 def test_only_what_is_between_the_marks_changes(monkeypatch):
     monkeypatch.setattr(module, 'cards', lambda: {CARD.name: CARD})
     start, end = TABLE_MARKS
     text = f'# Title\n{start}\nold\n{end}\nMore.\n'
-    assert with_table(text) == f'# Title\n{start}\n{weights_table({CARD.name: CARD})}{end}\nMore.\n' == with_table(with_table(text))
+    expected = f'# Title\n{start}\n{models_table({CARD.name: CARD}, VARIANTS)}{end}\nMore.\n'
+    assert with_table(text) == expected == with_table(expected)
     for wrong in ('', start, end, f'{end}\n{start}', text + text, f'{start}{end}{end}'):
         with pytest.raises(ValueError, match='the README must have the line'):
             with_table(wrong)

@@ -352,7 +352,7 @@ def test_bundled(world):
 
 
 def test_a_card_must_give_a_digest(world):
-    for broken in (make_card(sha256=None), make_card(sha256='../../x'), make_card(origin=Origin('http://h/x', 5, '../x', 'mxnet'))):
+    for broken in (make_card(sha256=None), make_card(sha256='../../x'), make_card(origin=Origin('http://h/x', 'them', 'mxnet', '../x'))):
         with pytest.raises(StoreError, match=f'{NAME}: its card has neither'):
             fetch(broken)
     with pytest.raises(StoreError, match='hub: the card gives no size'):
@@ -640,14 +640,14 @@ def test_read_only_cache(world, monkeypatch, state):
 @pytest.fixture
 def foreign(world, monkeypatch):
     """A world whose card is made from somebody else's file."""
-    def convert(path, model_name):
-        assert Path(path).read_bytes() == ORIGIN and model_name == 'igcnet18'
+    def convert(path, model_name, source):
+        assert Path(path).read_bytes() == ORIGIN and (model_name, source) == ('igcnet18', 'mxnet')
         world.conversions += 1
         return {'weight': torch.arange(1500.)}
 
     blob = hashlib.sha1(b'blob %d\0' % len(ORIGIN) + ORIGIN).hexdigest()
     world.conversions = 0
-    world.card = make_card(origin=Origin('https://origin.invalid/owner/repo/file.params', len(ORIGIN), blob, 'mxnet'))
+    world.card = make_card(origin=Origin('https://origin.invalid/owner/repo/file.params', 'them', 'mxnet', blob, size=len(ORIGIN)))
     world.copy = world.assets / 'igczoo' / NAME / f'{blob}-{shelves.CONVERSION}' / 'model.safetensors'
     world.hub.files['/owner/repo/file.params'] = ORIGIN
     monkeypatch.setitem(sys.modules, 'igczoo.checkpoints.convert', SimpleNamespace(convert_checkpoint=convert))
@@ -705,15 +705,15 @@ def test_a_bad_origin(foreign, fault, options, message):
 
 
 def test_an_origin_that_cannot_be_converted(foreign, monkeypatch):
-    def refuse(path, model_name):
-        raise ValueError('an array too few')
+    def refuse(path, model_name, source):
+        raise ValueError(f'an array too few for {source}')
 
     monkeypatch.setitem(sys.modules, 'igczoo.checkpoints.convert', SimpleNamespace(convert_checkpoint=refuse))
-    with pytest.raises(StoreError, match=r'origin: cannot convert https://origin.invalid/.*: an array too few'):
+    with pytest.raises(StoreError, match=r'origin: cannot convert https://origin.invalid/.*: an array too few for mxnet'):
         fetch(foreign.card)
     assert not foreign.copy.exists()
     foreign.card = dataclasses.replace(foreign.card, origin=dataclasses.replace(foreign.card.origin, converter='caffe'))
-    with pytest.raises(StoreError, match="there is no converter 'caffe'"):
+    with pytest.raises(StoreError, match="an array too few for caffe"):
         fetch(foreign.card)
 
 

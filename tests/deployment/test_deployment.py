@@ -127,7 +127,7 @@ def test_other_heads_and_inputs(options):
 
 
 @pytest.mark.parametrize('feature_cls', ['list', 'dict', 'getter'])
-@pytest.mark.parametrize('model', ['igc_resnet20_l24m2', 'igcnet18', 'igc_resnet20_l4m8'])
+@pytest.mark.parametrize('model', ['igc_resnet20_l24m2', 'igcnet18', 'igc_resnet20_l4m8', 'igcv2_20_c64', 'igcv2_025', 'igcv3_025'])
 def test_features_only(model, feature_cls):
     net = timm.create_model(model, features_only=True, feature_cls=feature_cls, out_indices=(0, 1, 2)).double().eval()
     randomise(net)

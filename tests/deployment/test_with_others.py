@@ -150,8 +150,9 @@ def test_normalisation_of_other_kinds(net, tool):
         torch.testing.assert_close(fast(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
-def test_igcv3_is_deployed(compiled):
-    net = timm.create_model('igcv3_050', num_classes=5).double()
+@pytest.mark.parametrize('name', ['igcv2_20_c64', 'igcv2_025', 'igcv3_050'])
+def test_the_later_generations_are_deployed(compiled, name):
+    net = timm.create_model(name, num_classes=5).double()
     randomise(net)
     x = images(2, 64).double()
     expected = net.eval()(x)

@@ -353,7 +353,7 @@ def test_registered_names():
     assert set(timm.list_pretrained('igc*')) == set(cards())
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', families.VARIANTS)
 def test_what_timm_is_told_is_true(name):
     model = timm.create_model(name, device='meta')
     cfg = model.pretrained_cfg
@@ -365,7 +365,8 @@ def test_what_timm_is_told_is_true(name):
     features = model.forward_features(torch.empty(2, *cfg['input_size'], device='meta'))
     assert features.shape == (2, model.num_features, *cfg['pool_size'])
     assert model.forward_head(features).shape == (2, cfg['num_classes'])
-    assert [cfg[key] for key in ('paper_ids', 'interpolation')] == ['arXiv:1707.02725', 'bilinear']
+    paper = '1804.06202' if name.startswith('igcv2') else '1806.00178' if name.startswith('igcv3') else '1707.02725'
+    assert [cfg[key] for key in ('paper_ids', 'interpolation')] == [f'arXiv:{paper}', 'bilinear']
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -845,7 +846,7 @@ def test_a_source_of_the_users_bypasses_the_store(store, name, source, monkeypat
     assert source == 'state_dict' or model.pretrained_cfg[source] == overlay[source]
 
 
-@pytest.mark.parametrize('name', [name for name in VARIANTS if name not in {card.model for card in cards().values()}])
+@pytest.mark.parametrize('name', [name for name in families.VARIANTS if name not in {card.model for card in cards().values()}])
 def test_an_architecture_without_weights_says_so(name):
     with pytest.raises(RuntimeError) as raised:
         timm.create_model(name, pretrained=True, device='meta')

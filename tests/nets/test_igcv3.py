@@ -1,11 +1,11 @@
 """IGCV3 as released: counted, and against pytorchcv's module, an independent one that holds weights of this form."""
 import copy
-import re
 
 import pytest
 import timm
 import torch
 from batch_norms import randomise
+from origins import pytorchcv_names
 
 from igczoo.checkpoints.model_card import count_macs, count_params
 from igczoo.nets.igcv3 import STAGES, VARIANTS, FusedUnit, InvertedUnit
@@ -40,35 +40,16 @@ def test_structure():
     assert count_params(timm.create_model('igcv3_100_cifar', num_classes=100, device='meta')) == 2_338_788
 
 
-def their_keys(net) -> dict[str, str]:
-    """Our key -> pytorchcv's: its stages begin where the stride does."""
-    stages, at = {}, (0, 0)
-    for s, (_, _, depth) in enumerate(STAGES):
-        stage, unit = (at[0] + 1, 0) if s in (0, 1, 2, 3, 5) else at
-        for b in range(depth):
-            stages[f'stages.{s}.{b}'] = f'features.stage{stage}.unit{unit + b + 1}'
-        at = stage, unit + depth
-    parts = {'expand': 'conv1.conv', 'bn1': 'conv1.bn', 'depthwise': 'conv2.conv', 'bn2': 'conv2.bn', 'project': 'conv3.conv',
-             'bn3': 'conv3.bn'}
-    table = {}
-    for key in net.state_dict():
-        if match := re.fullmatch(r'(stages\.\d+\.\d+)\.(\w+)\.(\w+)', key):
-            table[key] = f'{stages[match[1]]}.{parts[match[2]]}.{match[3]}'
-        else:
-            table[key] = re.sub('^stem', 'features.init_block', re.sub('^final', 'features.final_block', re.sub('^head', 'output', key)))
-    return table
-
-
 @pytest.mark.parametrize('name', IMAGENET)
 def test_equal_to_pytorchcv(name):
     model_provider = pytest.importorskip('pytorchcv.model_provider', reason='pytorchcv is not installed')
     theirs = model_provider.get_model(IMAGENET[name][0], pretrained=False).double()
     randomise(theirs)
-    net, table = make(name), None
-    table = their_keys(net)
+    net = make(name)
+    table = pytorchcv_names(list(net.state_dict()))
     assert sorted(table.values()) == sorted(theirs.state_dict())
     net.load_state_dict({key: theirs.state_dict()[other] for key, other in table.items()})
-    x = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs.eval()(x)
         torch.testing.assert_close(net.eval()(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())

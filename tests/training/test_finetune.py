@@ -17,6 +17,7 @@ import igczoo
 import igczoo.training.finetune as module
 from igczoo.checkpoints.card import read_card
 from igczoo.checkpoints.publish import publish
+from igczoo.cli import main
 from igczoo.training.finetune import finetune
 from igczoo.training.images import open_photographs, read_squares
 from igczoo.training.split import copies_between, stratified_split
@@ -169,6 +170,19 @@ def test_from_random_weights_and_one_of_timms_models(photos, tmp_path):
     publish(str(tmp_path / 'theirs'), 'me')
     with pytest.raises(ValueError, match='freeze keeps the layers as they are'):
         finetune(NAME, photos, tmp_path / 'x', freeze=True, pretrained=False)
+
+
+def test_a_net_of_another_generation_and_its_folder(photos, tmp_path, capsys):
+    finetune('timm:igcv2_20_c64', photos, tmp_path / 'first', epochs=1, pretrained=False, report=False)
+    finetune(tmp_path / 'first', photos, tmp_path / 'second', freeze=True, report=False)
+    card = read_card(tmp_path / 'second' / 'card.json')
+    assert (card.model, card.base, card.params) == ('igcv2_20_c64', 'igcv2_20_c64.first', 90_122 - 7 * 257)
+    assert 'IGCV2: Interleaved Structured Sparse' in (tmp_path / 'second' / 'README.md').read_text()
+    photograph = photos / 'red' / '00.png'
+    assert main(['classify', str(photograph), '--model', str(tmp_path / 'second'), '--json']) == 0
+    said = json.loads(capsys.readouterr().out)[0]['predictions'][0]
+    deployed = igczoo.load(tmp_path / 'second', deploy=True).classify(photograph, k=1)[0]
+    assert said['label'] == deployed.label and abs(said['score'] - deployed.score) < 1e-3
 
 
 def test_minutes_are_kept(photos, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ def read_pth(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with open(path, 'rb'):      # a file that cannot be read is no damaged one
         pass
     try:
-        found = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # of formats that it may not know: it reads them or raises
+            found = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         kind = 'asks for code to be run, which is not done' if isinstance(error, pickle.UnpicklingError) else 'is damaged'
         raise ValueError(f'{path}: is no file of tensors alone: it {kind}') from None
