@@ -6,17 +6,22 @@ and the primary one a few channel-wise convolutions, for which libraries have fa
 """
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..deployment.planes import convolve_planes
-from ..nets.igcnet import IGCNet, Projection, ResidualBlock, Unit
+from ..nets.igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Unit
 from ..nets.layers import IGConv2d
+from . import fused
 
 __all__ = ['PlanarIGCNet', 'has_igc_layers']
 
 WIDE_PARTITION = 200    # channels: from here on the secondary convolution is faster as matrix products
+LEAST_FUSED, MOST_FUSED = 1, 999
 MERGED_WIDTH = 16   # channels: what a grouped convolution needs in a group to fill a vector register of 16 floats
 
 
@@ -61,8 +66,38 @@ class PlanarIGCNet(nn.Module):
                 unit = block.unit1 if isinstance(block, ResidualBlock) else block.unit
                 x = _reorder(x, primary, unit.conv.num_primary)
                 primary = unit.conv.num_primary
-                x = _residual(block, x) if isinstance(block, ResidualBlock) else block.act(_unit(block.unit, x))
+                x = _block(block, x)
         return _reorder(x, primary, x.shape[1])
+
+
+def _block(block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
+    residual = isinstance(block, ResidualBlock)
+    units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
+    dtype = fused.storage(x)
+    if dtype is None or not _is_fusible(block, units, act, x):
+        return _residual(block, x) if residual else act(_unit(block.unit, x))
+    shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, units[0].conv.num_primary))
+    return fused.block(x, [_fused(unit, unit.conv.num_primary) for unit in units], shortcut, type(act), dtype)
+
+
+def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:
+    """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
+    conv = units[-1].conv
+    rows = len(x) * math.prod(-(-side // units[0].conv.primary.stride[0]) for side in x.shape[2:])
+    return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath)) and rows > 1
+            and conv.num_primary >= LEAST_FUSED and conv.num_secondary <= MOST_FUSED
+            and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))
+
+
+def _fused(unit: Unit | Projection, partitions: int) -> fused.Unit:
+    """The unit's parameters in planar order."""
+    conv, secondary = unit.conv, None
+    if isinstance(unit, Unit):
+        conv, M = unit.conv.primary, unit.conv.num_secondary
+        secondary = unit.conv.secondary.weight.view(M, partitions, partitions)
+    primary = conv.weight.unflatten(0, (partitions, -1)).permute(1, 2, 3, 4, 0)                 # (L, M, m, k, k) -> (M, m, k, k, L)
+    weight, bias = (parameter.view(partitions, -1).t().flatten() for parameter in (unit.bn.weight, unit.bn.bias))     # [l][m] -> [m][l]
+    return fused.Unit(primary, secondary, weight, bias, unit.bn, conv.stride[0], conv.dilation[0])
 
 
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
