@@ -1,9 +1,9 @@
 """Blocks of IGC units in training on a CPU: forward and backward in as few passes over memory as there can be, by compiled kernels.
 
-A map of a large batch does not stay in the cache, and a step of training is as long as the maps are read and written often. Here a block goes
-through some images at a time (CHUNK_BYTES of a map): what lies between two convolutions of a unit stays in the cache, in both directions, and
-is computed anew in the backward pass. Kept for it are the block's input and output, and of each unit its output before normalisation. The
-products with a unit's matrices are torch's; all else are loops of `deployment/kernels/training.cpp`, compiled on first use, for float32,
+A map of a large batch does not stay in the cache, and a step of training takes as long as it reads and writes maps. So a block goes through
+some images at a time (CHUNK_BYTES of a map): what lies between a unit's convolutions stays in the cache, in both directions, and is
+computed anew in the backward pass. Kept for that are the block's input and output, and of each unit its map before normalisation. The
+products with wide matrices are torch's; all else are loops of `deployment/kernels/training.cpp`, compiled on first use, for float32,
 bfloat16 and float64. Sums are float32, of many rows float64, and do not depend on the number of threads.
 
 All is in planar order, `[m][l]` (see planar.py), maps (N, H, W, C) in memory.
@@ -26,6 +26,7 @@ __all__ = ['Unit', 'block', 'storage', 'why_not']
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
+NARROW = 64     # channels of a plane, up to which a kernel here multiplies faster than torch's libraries
 CHUNK_BYTES = 2 * 1024 ** 2
 BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.)}      # the activations there are kernels for
 
@@ -225,8 +226,7 @@ class _Gradients:
         if unit.secondary is not None:
             p, grad_p = torch.empty_like(grad_y), torch.empty_like(grad_y)
             _primary('igc_primary', unit, z, p, z, unit.primary)
-            for grad, inputs, outputs in zip(self.secondary, _planes(p, unit), _planes(grad_y, unit), strict=True):
-                grad += outputs.t() @ inputs
+            _add_products(grad_y, p, self.secondary)
             _multiply(grad_y, unit.secondary, grad_p)
         _primary('igc_primary_weight', unit, z, self.primary, grad_p, z)
         if grad_z is not None:
@@ -266,13 +266,19 @@ def _primary(name: str, unit: Unit, z: Tensor, *tensors: Tensor) -> None:
 def _multiply(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
     """Write to ``out`` the rows of each plane times its matrix, (M, L, L): [input][output]."""
     M, L, _ = matrices.shape
+    if L <= NARROW:
+        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.to(_real(rows)).contiguous(), rows.numel() // (M * L), M, L)
     for inputs, matrix, outputs in zip(rows.view(-1, M, L).unbind(1), matrices, out.view(-1, M, L).unbind(1), strict=True):
         torch.mm(inputs, matrix, out=outputs)
 
 
-def _planes(rows: Tensor, unit: Unit) -> tuple[Tensor, ...]:
-    M, _, _, _, L = unit.primary.shape
-    return rows.view(-1, M, L).unbind(1)
+def _add_products(grad: Tensor, rows: Tensor, grad_matrices: Tensor) -> None:
+    """Add the matrices' gradients, (M, L, L): [output][input]."""
+    M, L, _ = grad_matrices.shape
+    if L <= NARROW:
+        return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (M * L), M, L)
+    for matrix, outputs, inputs in zip(grad_matrices, grad.view(-1, M, L).unbind(1), rows.view(-1, M, L).unbind(1), strict=True):
+        matrix += outputs.t() @ inputs
 
 
 def _chunks(*maps: Tensor) -> Iterator[slice]:

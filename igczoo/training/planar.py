@@ -37,12 +37,13 @@ class PlanarIGCNet(nn.Module):
 
     Args:
         net: an IGCNet of interleaved group convolutions, with BatchNorm2d for its norm layers and no gradient checkpointing.
+        kernels: compute blocks by compiled kernels (fused.py) where there are some for them, compiled on first use; else all by torch.
 
     Raises:
         ValueError: the net has regular convolutions, another norm layer, or gradient checkpointing.
     """
 
-    def __init__(self, net: IGCNet):
+    def __init__(self, net: IGCNet, kernels: bool = True):
         super().__init__()
         for name, module in net.named_modules():
             if isinstance(module, Unit) and isinstance(module.conv, nn.Conv2d):
@@ -51,7 +52,7 @@ class PlanarIGCNet(nn.Module):
                 raise ValueError(f'PlanarIGCNet: {name}.bn is {type(module.bn).__name__}; it must be BatchNorm2d')
         if net.grad_checkpointing:
             raise ValueError('PlanarIGCNet: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
-        self.net = net
+        self.net, self.kernels = net, kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> logits (N, num_classes)."""
@@ -66,18 +67,17 @@ class PlanarIGCNet(nn.Module):
                 unit = block.unit1 if isinstance(block, ResidualBlock) else block.unit
                 x = _reorder(x, primary, unit.conv.num_primary)
                 primary = unit.conv.num_primary
-                x = _block(block, x)
+                x = self._block(block, x)
         return _reorder(x, primary, x.shape[1])
 
-
-def _block(block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
-    residual = isinstance(block, ResidualBlock)
-    units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
-    dtype = fused.storage(x)
-    if dtype is None or not _is_fusible(block, units, act, x):
-        return _residual(block, x) if residual else act(_unit(block.unit, x))
-    shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, units[0].conv.num_primary))
-    return fused.block(x, [_fused(unit, unit.conv.num_primary) for unit in units], shortcut, type(act), dtype)
+    def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
+        residual = isinstance(block, ResidualBlock)
+        units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
+        dtype = fused.storage(x) if self.kernels else None
+        if dtype is None or not _is_fusible(block, units, act, x):
+            return _residual(block, x) if residual else act(_unit(block.unit, x))
+        shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, units[0].conv.num_primary))
+        return fused.block(x, [_fused(unit, unit.conv.num_primary) for unit in units], shortcut, type(act), dtype)
 
 
 def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 //
 // Sums go over parts of the rows, or of the pixels, that depend on shapes alone: no result depends on the number of threads.
 #include "gradients.h"
+#include "narrow.h"
 #include "norms.h"
 
 namespace {
@@ -36,6 +37,17 @@ void igc_primary_input(Number* grad_in, const Number* grad, const Number* weight
 // Adds to the gradient of the weight.
 void igc_primary_weight(Real* grad_weight, const Number* grad, const Number* in, const int64_t* shape, int64_t threads) {
     add_weight_gradient(primary(in, nullptr, shape), shape[0], shape[4], grad, threads, grad_weight);
+}
+
+// out (pixels, M, L) = in likewise by weight (M, L, L): [input][output].
+void igc_multiply(Number* out, const Number* in, const Real* weight, int64_t pixels, int64_t planes, int64_t channels, int64_t threads) {
+    multiply_narrow(in, weight, pixels, planes, channels, threads, out);
+}
+
+// Adds to the gradient of a weight (M, L, L): [output][input].
+void igc_multiply_weight(Real* grad_weight, const Number* grad, const Number* in, int64_t pixels, int64_t planes, int64_t channels,
+                         int64_t threads) {
+    add_narrow_gradient(grad, in, pixels, planes, channels, threads, grad_weight);
 }
 
 // Joins to moments (2, C), the mean and the sum of squared deviations of `count` rows, those of the rows of `in`.
