@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -33,8 +34,9 @@ BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.)}      # the activations th
 
 class Unit(NamedTuple):
     """Convolution and normalisation, by modules' parameters in planar order."""
-    primary: Tensor             # (M, m, k, k, L): output plane, input plane, kernel row and column, channel
-    secondary: Tensor | None    # (M, L, L): plane, output channel, input channel; None where there is none, as in a projection
+    primary: Tensor | None      # (M, m, k, k, L): output plane, input plane, kernel row and column, channel; None: a regular convolution
+    secondary: Tensor | None    # (M, L, L): plane, output channel, input channel; None where there is none, as in a projection. Of a
+                                # regular convolution (1, C, k * k * c): output channel; kernel row and column, input channel
     weight: Tensor              # (M * L,), of the normalisation
     bias: Tensor                # likewise
     bn: nn.BatchNorm2d          # its statistics, in primary order
@@ -91,7 +93,8 @@ class _Plan(NamedTuple):
         for number, unit in enumerate(self.units):
             primary, secondary, weight, bias = parameters[4 * number:4 * number + 4]
             secondary = secondary if secondary is None else secondary.to(dtype)
-            units.append(Unit(primary.to(dtype).contiguous(), secondary, weight, bias, *unit))
+            primary = primary if primary is None else primary.to(dtype).contiguous()
+            units.append(Unit(primary, secondary, weight, bias, *unit))
         return (units[:-1], units[-1]) if self.projected else (units, None)
 
 
@@ -161,17 +164,16 @@ class _Norm(NamedTuple):
 
 def _convolve(source: Tensor, norm: _Norm | None, bounds: tuple[float, float], unit: Unit) -> tuple[Tensor, _Norm]:
     """A unit's convolutions of a map, normalised and activated where there is a norm, and how the result is to be normalised."""
-    M, _, _, _, L = unit.primary.shape
+    M, channels = len(unit.secondary if unit.primary is None else unit.primary), len(unit.weight)
     N, H, W, _ = source.shape
-    y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), M * L)
-    rows, moments = y.numel() // (M * L), torch.zeros(2, M * L, dtype=torch.float64)
+    y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), channels)
+    rows, moments = y.numel() // channels, torch.zeros(2, channels, dtype=torch.float64)
     for part in _chunks(source, y):
         z = source[part] if norm is None else _normalise(source[part], norm.affine, bounds)
+        p = _inputs(unit, z, y[part])
         if unit.secondary is None:
-            _primary('igc_primary', unit, z, y[part], z, unit.primary)
+            y[part] = p
         else:
-            p = torch.empty_like(y[part])
-            _primary('igc_primary', unit, z, p, z, unit.primary)
             _multiply(p, unit.secondary.transpose(1, 2), y[part])
         if unit.bn.training:
             _run(y.dtype, 'igc_moments', moments, part.start * rows // N, y[part], *_size(y[part]))
@@ -180,6 +182,19 @@ def _convolve(source: Tensor, norm: _Norm | None, bounds: tuple[float, float], u
     scale = unit.weight.double() * inverse
     affine = torch.stack([scale, unit.bias.double() - mean * scale])
     return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training)
+
+
+def _inputs(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
+    """What the matrices multiply, (..., M * L): the primary convolution of z, or the windows that a regular one sees; y is the output."""
+    if unit.primary is not None:
+        p = torch.empty_like(y)
+        _primary('igc_primary', unit, z, p, z, unit.primary)
+        return p
+    n, H, W, _ = y.shape
+    k = math.isqrt(unit.secondary.shape[2] // z.shape[3])
+    z = F.pad(z, (0, 0, *[k // 2] * 4))
+    (image, row, pixel, _), s, width = z.stride(), unit.stride, k * z.shape[3]
+    return z.as_strided((n, H, W, k, width), (image, s * row, s * pixel, row, 1)).reshape(n, H, W, k * width)
 
 
 def _statistics(bn: nn.BatchNorm2d, M: int, moments: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -211,8 +226,7 @@ class _Gradients:
         scale = unit.weight.double() * norm.inverse
         share = scale * norm.of_batch * y.shape[3] / y.numel()
         self.factors = torch.stack([scale, -share * norm.inverse * self.weight, -share * self.bias]).to(_real(y))
-        self.primary = torch.zeros_like(unit.primary, dtype=_real(y))
-        self.secondary = None if unit.secondary is None else torch.zeros_like(unit.secondary, dtype=_real(y))
+        self.primary, self.secondary = (weight if weight is None else torch.zeros_like(weight, dtype=_real(y)) for weight in unit[:2])
 
     def before(self, grad: Tensor, out: Tensor | None, y: Tensor, bounds: tuple[float, float]) -> Tensor:
         """The gradient before normalisation, of that after the activation, whose value is ``out``, or None for that of y itself."""
@@ -224,9 +238,11 @@ class _Gradients:
         """Add those of some images, of the unit's input z; write the input's own to ``grad_z``."""
         unit, grad_p = self.unit, grad_y
         if unit.secondary is not None:
-            p, grad_p = torch.empty_like(grad_y), torch.empty_like(grad_y)
-            _primary('igc_primary', unit, z, p, z, unit.primary)
-            _add_products(grad_y, p, self.secondary)
+            _add_products(grad_y, _inputs(unit, z, grad_y), self.secondary)
+        if unit.primary is None:    # of images, whose own gradient nobody wants
+            return
+        if unit.secondary is not None:
+            grad_p = torch.empty_like(grad_y)
             _multiply(grad_y, unit.secondary, grad_p)
         _primary('igc_primary_weight', unit, z, self.primary, grad_p, z)
         if grad_z is not None:
@@ -264,21 +280,21 @@ def _primary(name: str, unit: Unit, z: Tensor, *tensors: Tensor) -> None:
 
 
 def _multiply(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
-    """Write to ``out`` the rows of each plane times its matrix, (M, L, L): [input][output]."""
-    M, L, _ = matrices.shape
-    if L <= NARROW:
+    """Write to ``out`` the rows of each plane times its matrix, of (M, input, output)."""
+    M, L, outputs = matrices.shape
+    if L == outputs <= NARROW:
         return _run(rows.dtype, 'igc_multiply', out, rows, matrices.to(_real(rows)).contiguous(), rows.numel() // (M * L), M, L)
-    for inputs, matrix, outputs in zip(rows.view(-1, M, L).unbind(1), matrices, out.view(-1, M, L).unbind(1), strict=True):
-        torch.mm(inputs, matrix, out=outputs)
+    for inputs, matrix, results in zip(rows.view(-1, M, L).unbind(1), matrices, out.view(-1, M, outputs).unbind(1), strict=True):
+        torch.mm(inputs, matrix, out=results)
 
 
 def _add_products(grad: Tensor, rows: Tensor, grad_matrices: Tensor) -> None:
-    """Add the matrices' gradients, (M, L, L): [output][input]."""
-    M, L, _ = grad_matrices.shape
-    if L <= NARROW:
+    """Add the gradients of the matrices, of (M, output, input)."""
+    M, outputs, L = grad_matrices.shape
+    if L == outputs <= NARROW:
         return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (M * L), M, L)
-    for matrix, outputs, inputs in zip(grad_matrices, grad.view(-1, M, L).unbind(1), rows.view(-1, M, L).unbind(1), strict=True):
-        matrix += outputs.t() @ inputs
+    for matrix, results, inputs in zip(grad_matrices, grad.view(-1, M, outputs).unbind(1), rows.view(-1, M, L).unbind(1), strict=True):
+        matrix += results.t() @ inputs
 
 
 def _chunks(*maps: Tensor) -> Iterator[slice]:

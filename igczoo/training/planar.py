@@ -60,7 +60,7 @@ class PlanarIGCNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), in primary order like the net's own."""
-        x = self.net.pool(self.net.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.net.pool(self._stem(x.contiguous(memory_format=torch.channels_last)))
         primary = x.shape[1]    # in primary order x has as many partitions as channels, each of one channel
         for stage in self.net.stages:
             for block in stage:
@@ -69,6 +69,15 @@ class PlanarIGCNet(nn.Module):
                 primary = unit.conv.num_primary
                 x = self._block(block, x)
         return _reorder(x, primary, x.shape[1])
+
+    def _stem(self, x: Tensor) -> Tensor:
+        stem, dtype = self.net.stem, fused.storage(x) if self.kernels else None
+        fusible = type(stem.act) in fused.BOUNDS and type(stem.bn) is nn.BatchNorm2d and _rows(x, stem.conv) > 1
+        if dtype is None or x.requires_grad or not fusible:
+            return stem(x)
+        matrix = stem.conv.weight.permute(0, 2, 3, 1).reshape(1, stem.conv.out_channels, -1)
+        unit = fused.Unit(None, matrix, stem.bn.weight, stem.bn.bias, stem.bn, stem.conv.stride[0], 1)
+        return fused.block(x, [unit], False, type(stem.act), dtype)
 
     def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
         residual = isinstance(block, ResidualBlock)
@@ -83,10 +92,14 @@ class PlanarIGCNet(nn.Module):
 def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:
     """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
     conv = units[-1].conv
-    rows = len(x) * math.prod(-(-side // units[0].conv.primary.stride[0]) for side in x.shape[2:])
-    return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath)) and rows > 1
-            and conv.num_primary >= LEAST_FUSED and conv.num_secondary <= MOST_FUSED
+    return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
+            and _rows(x, units[0].conv.primary) > 1 and conv.num_primary >= LEAST_FUSED and conv.num_secondary <= MOST_FUSED
             and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))
+
+
+def _rows(x: Tensor, conv: nn.Conv2d) -> int:
+    """Pixels of all images after a convolution of x; of a single one torch refuses to make statistics."""
+    return len(x) * math.prod(-(-side // conv.stride[0]) for side in x.shape[2:])
 
 
 def _fused(unit: Unit | Projection, partitions: int) -> fused.Unit:
