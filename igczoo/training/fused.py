@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..deployment.kernels import build
 
@@ -120,8 +119,9 @@ class _Block(torch.autograd.Function):
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_out: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError('a block by kernels has no second derivatives (create_graph=True); use PlanarIGCNet(net, kernels=False)')
         (x, out, projected, *maps), norms, bounds = ctx.saved_tensors, ctx.norms, ctx.plan.bounds
         grad_out = _rows(grad_out.to(x.dtype))
         depth = len(ctx.plan.units) - ctx.plan.projected

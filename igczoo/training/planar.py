@@ -21,7 +21,7 @@ from . import fused
 __all__ = ['PlanarIGCNet', 'has_igc_layers']
 
 WIDE_PARTITION = 200    # channels: from here on the secondary convolution is faster as matrix products
-LEAST_FUSED, MOST_FUSED = 1, 999
+LEAST_WIDTH, MOST_PLANES = 8, 16    # channels of a plane, and planes, for which the kernels of fused.py are the faster ones
 MERGED_WIDTH = 16   # channels: what a grouped convolution needs in a group to fill a vector register of 16 floats
 
 
@@ -93,7 +93,7 @@ def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Mo
     """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
     conv = units[-1].conv
     return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
-            and _rows(x, units[0].conv.primary) > 1 and conv.num_primary >= LEAST_FUSED and conv.num_secondary <= MOST_FUSED
+            and _rows(x, units[0].conv.primary) > 1 and conv.num_primary >= LEAST_WIDTH and conv.num_secondary <= MOST_PLANES
             and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))
 
 
