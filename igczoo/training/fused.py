@@ -294,7 +294,7 @@ def _add_products(grad: Tensor, rows: Tensor, grad_matrices: Tensor) -> None:
     if L == outputs <= NARROW:
         return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (M * L), M, L)
     for matrix, results, inputs in zip(grad_matrices, grad.view(-1, M, outputs).unbind(1), rows.view(-1, M, L).unbind(1), strict=True):
-        matrix += results.t() @ inputs
+        matrix.addmm_(results.t(), inputs) if matrix.dtype == rows.dtype else matrix.add_(results.t() @ inputs)
 
 
 def _chunks(*maps: Tensor) -> Iterator[slice]:

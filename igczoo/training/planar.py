@@ -1,8 +1,9 @@
-"""IGCNet in planar order: the same network, parameters and gradients, trained about twice as fast on a CPU (benchmarks/training.py).
+"""IGCNet in planar order: the same network, parameters and gradients, trained faster on a CPU (benchmarks/training.py).
 
 Primary order keeps the M channels of a primary partition together, `[l][m]`; planar order keeps the L channels of a secondary partition
 together, `[m][l]`, as M planes of L channels. There the secondary convolution is a plain grouped 1x1 convolution, no interleave around it,
-and the primary one a few channel-wise convolutions, for which libraries have fast kernels. Every tensor is kept in channels_last memory.
+and the primary one a few channel-wise convolutions. The stem and blocks of wide planes go by the compiled kernels of fused.py where there
+are some; all else, and all of it elsewhere, by torch's operators. Every tensor is kept in channels_last memory.
 """
 from __future__ import annotations
 
