@@ -1,35 +1,38 @@
 """Training steps of models as they are written and, where they have IGC layers, in planar order, interleaved in one run: medians.
 
     python benchmarks/training.py [--models igc_resnet20_l24m2 ...] [--size 32] [--num-classes 10] [--batch-size 128] [--device cpu]
+                                  [--dtypes fp32 bf16] [--no-nchw] [--rounds 7]
 """
 import argparse
 import copy
 import statistics
 import time
+from functools import partial
 
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import igczoo  # noqa: F401  registers the models
+from igczoo.training.memory import keep_freed_memory
 from igczoo.training.planar import PlanarIGCNet, has_igc_layers
 
-ROUNDS = 7
 
-
-def make_steps(model_name: str, num_classes: int, bf16: bool, x: torch.Tensor, y: torch.Tensor):
+def make_steps(model_name: str, num_classes: int, nchw: bool, bf16: bool, x: torch.Tensor, y: torch.Tensor):
     """One update of SGD on a fixed batch in each form of a model: functions without arguments, by the forms' names."""
     net = timm.create_model(model_name, num_classes=num_classes)
-    forms = {'as written, NCHW': (False, False), 'as written, channels_last': (False, True)}
+    forms = {'as written, NCHW': (torch.contiguous_format, nn.Identity())} if nchw else {}
+    forms['as written, channels_last'] = torch.channels_last, nn.Identity()
     if has_igc_layers(net):
-        forms['planar'] = (True, True)
-    return {form: make_step(copy.deepcopy(net), *flags, bf16, x, y) for form, flags in forms.items()}
+        forms['planar, by torch alone'] = torch.channels_last, partial(PlanarIGCNet, kernels=False)
+        forms['planar'] = torch.channels_last, PlanarIGCNet
+    return {form: make_step(copy.deepcopy(net), *how, bf16, x, y) for form, how in forms.items()}
 
 
-def make_step(net: torch.nn.Module, planar: bool, channels_last: bool, bf16: bool, x: torch.Tensor, y: torch.Tensor):
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+def make_step(net: torch.nn.Module, memory_format: torch.memory_format, form, bf16: bool, x: torch.Tensor, y: torch.Tensor):
     net = net.to(x.device, memory_format=memory_format).train()
-    forward = PlanarIGCNet(net) if planar else net
+    forward = form(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     x = x.contiguous(memory_format=memory_format)
 
@@ -52,15 +55,19 @@ def main() -> None:
     parser.add_argument('--num-classes', type=int, default=10)
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--dtypes', nargs='+', default=['fp32', 'bf16'], choices=['fp32', 'bf16'])
+    parser.add_argument('--no-nchw', action='store_true', help='leave out the slowest form')
+    parser.add_argument('--rounds', type=int, default=7)
     arguments = parser.parse_args()
+    keep_freed_memory()     # as training does
     x = torch.randn(arguments.batch_size, 3, arguments.size, arguments.size, device=arguments.device)
     y = torch.randint(arguments.num_classes, (arguments.batch_size,), device=arguments.device)
     steps = {
-        f'{model}, {form}, {"bf16" if bf16 else "fp32"}': step
-        for model in arguments.models for bf16 in (False, True)
-        for form, step in make_steps(model, arguments.num_classes, bf16, x, y).items()}
+        f'{model}, {form}, {dtype}': step
+        for model in arguments.models for dtype in arguments.dtypes
+        for form, step in make_steps(model, arguments.num_classes, not arguments.no_nchw, dtype == 'bf16', x, y).items()}
     times = {name: [] for name in steps}
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(arguments.rounds + 1):
         for name, step in steps.items():
             started = time.perf_counter()
             step()

@@ -1,22 +1,28 @@
-"""IGCNet in planar order: the same network, parameters and gradients, trained about twice as fast on a CPU (benchmarks/training.py).
+"""IGCNet in planar order: the same network, parameters and gradients, trained faster on a CPU (benchmarks/training.py).
 
 Primary order keeps the M channels of a primary partition together, `[l][m]`; planar order keeps the L channels of a secondary partition
 together, `[m][l]`, as M planes of L channels. There the secondary convolution is a plain grouped 1x1 convolution, no interleave around it,
-and the primary one a few channel-wise convolutions, for which libraries have fast kernels. Every tensor is kept in channels_last memory.
+and the primary one a few channel-wise convolutions. The stem and blocks of wide planes go by the compiled kernels of fused.py where there
+are some; all else, and all of it elsewhere, by torch's operators. Every tensor is kept in channels_last memory.
 """
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..deployment.planes import convolve_planes
-from ..nets.igcnet import IGCNet, Projection, ResidualBlock, Unit
+from ..nets.igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Unit
 from ..nets.layers import IGConv2d
+from . import fused
 
 __all__ = ['PlanarIGCNet', 'has_igc_layers']
 
 WIDE_PARTITION = 200    # channels: from here on the secondary convolution is faster as matrix products
+LEAST_WIDTH, MOST_PLANES = 8, 16    # channels of a plane, and planes, for which the kernels of fused.py are the faster ones
 MERGED_WIDTH = 16   # channels: what a grouped convolution needs in a group to fill a vector register of 16 floats
 
 
@@ -32,12 +38,13 @@ class PlanarIGCNet(nn.Module):
 
     Args:
         net: an IGCNet of interleaved group convolutions, with BatchNorm2d for its norm layers and no gradient checkpointing.
+        kernels: compute blocks by compiled kernels (fused.py) where there are some for them, compiled on first use; else all by torch.
 
     Raises:
         ValueError: the net has regular convolutions, another norm layer, or gradient checkpointing.
     """
 
-    def __init__(self, net: IGCNet):
+    def __init__(self, net: IGCNet, kernels: bool = True):
         super().__init__()
         for name, module in net.named_modules():
             if isinstance(module, Unit) and isinstance(module.conv, nn.Conv2d):
@@ -46,7 +53,7 @@ class PlanarIGCNet(nn.Module):
                 raise ValueError(f'PlanarIGCNet: {name}.bn is {type(module.bn).__name__}; it must be BatchNorm2d')
         if net.grad_checkpointing:
             raise ValueError('PlanarIGCNet: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
-        self.net = net
+        self.net, self.kernels = net, kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> logits (N, num_classes)."""
@@ -54,15 +61,57 @@ class PlanarIGCNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), in primary order like the net's own."""
-        x = self.net.pool(self.net.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.net.pool(self._stem(x.contiguous(memory_format=torch.channels_last)))
         primary = x.shape[1]    # in primary order x has as many partitions as channels, each of one channel
         for stage in self.net.stages:
             for block in stage:
                 unit = block.unit1 if isinstance(block, ResidualBlock) else block.unit
                 x = _reorder(x, primary, unit.conv.num_primary)
                 primary = unit.conv.num_primary
-                x = _residual(block, x) if isinstance(block, ResidualBlock) else block.act(_unit(block.unit, x))
+                x = self._block(block, x)
         return _reorder(x, primary, x.shape[1])
+
+    def _stem(self, x: Tensor) -> Tensor:
+        stem, dtype = self.net.stem, fused.storage(x) if self.kernels else None
+        fusible = type(stem.act) in fused.BOUNDS and type(stem.bn) is nn.BatchNorm2d and _rows(x, stem.conv) > 1
+        if dtype is None or x.requires_grad or not fusible:
+            return stem(x)
+        matrix = stem.conv.weight.permute(0, 2, 3, 1).reshape(1, stem.conv.out_channels, -1)
+        unit = fused.Unit(None, matrix, stem.bn.weight, stem.bn.bias, stem.bn, stem.conv.stride[0], 1)
+        return fused.block(x, [unit], False, type(stem.act), dtype)
+
+    def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
+        residual = isinstance(block, ResidualBlock)
+        units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
+        dtype = fused.storage(x) if self.kernels else None
+        if dtype is None or not _is_fusible(block, units, act, x):
+            return _residual(block, x) if residual else act(_unit(block.unit, x))
+        shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, units[0].conv.num_primary))
+        return fused.block(x, [_fused(unit, unit.conv.num_primary) for unit in units], shortcut, type(act), dtype)
+
+
+def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:
+    """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
+    conv = units[-1].conv
+    return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
+            and _rows(x, units[0].conv.primary) > 1 and conv.num_primary >= LEAST_WIDTH and conv.num_secondary <= MOST_PLANES
+            and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))
+
+
+def _rows(x: Tensor, conv: nn.Conv2d) -> int:
+    """Pixels of all images after a convolution of x; of a single one torch refuses to make statistics."""
+    return len(x) * math.prod(-(-side // conv.stride[0]) for side in x.shape[2:])
+
+
+def _fused(unit: Unit | Projection, partitions: int) -> fused.Unit:
+    """The unit's parameters in planar order."""
+    conv, secondary = unit.conv, None
+    if isinstance(unit, Unit):
+        conv, M = unit.conv.primary, unit.conv.num_secondary
+        secondary = unit.conv.secondary.weight.view(M, partitions, partitions)
+    primary = conv.weight.unflatten(0, (partitions, -1)).permute(1, 2, 3, 4, 0)                 # (L, M, m, k, k) -> (M, m, k, k, L)
+    weight, bias = (parameter.view(partitions, -1).t().flatten() for parameter in (unit.bn.weight, unit.bn.bias))     # [l][m] -> [m][l]
+    return fused.Unit(primary, secondary, weight, bias, unit.bn, conv.stride[0], conv.dilation[0])
 
 
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:

@@ -27,32 +27,33 @@ class Unavailable(Exception):
     """The kernel cannot be had here; the message says why, in one line."""
 
 
-def compiled(number: str, build: bool) -> tuple[ctypes.CDLL | None, str]:
+def compiled(number: str, build: bool, source: Path | None = None) -> tuple[ctypes.CDLL | None, str]:
     """The kernel, from the cache or compiled now.
 
     Args:
         number: the type of its numbers, as the source calls it.
         build: compile it where the cache has no good one.
+        source: what to compile, beside the headers here; kernel.cpp where none is given.
 
     Returns:
         The library, or None; and why there is none, or why it was compiled for this process alone, in one line, else ''.
     """
     try:
-        return _from_cache(number, build)
+        return _from_cache(source or SOURCE, number, build)
     except Unavailable as error:
         return None, str(error)
     except (OSError, subprocess.SubprocessError) as error:
         return None, _one_line(error)
 
 
-def _from_cache(number: str, build: bool) -> tuple[ctypes.CDLL, str]:
+def _from_cache(source: Path, number: str, build: bool) -> tuple[ctypes.CDLL, str]:
     if sys.platform != 'linux':
         raise Unavailable(f'the kernel is for Linux; this is {sys.platform}')
     compiler = _compiler()
     version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
-    command = [*compiler, *FLAGS, f'-DNUMBER={number}']
-    source = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
-    digest = hashlib.sha256(b'\0'.join([*source, ' '.join(command).encode(), version, _cpu().encode()])).hexdigest()
+    command = [*compiler, *FLAGS, f'-DNUMBER={number}', str(source)]
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h')))]
+    digest = hashlib.sha256(b'\0'.join([*texts, ' '.join(command[:-1]).encode(), version, _cpu().encode()])).hexdigest()
     cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
     if not build:
         if not _is_intact(cached):
@@ -138,7 +139,7 @@ def _cpu() -> str:
 
 
 def _compile(command: list[str], out: Path) -> None:
-    done = subprocess.run([*command, str(SOURCE), '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
+    done = subprocess.run([*command, '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
     if done.returncode:
         lines = done.stderr.splitlines() or ['']
         error = next((line for line in lines if 'error' in line), lines[-1]).strip()

@@ -21,10 +21,11 @@ struct bfloat16 {
 };
 
 using Number = NUMBER;
+using Real = std::conditional_t<std::is_same_v<Number, double>, double, float>;     // what is summed; double where tests ask for it
 
 template <int N>
 struct Vectors {
-    typedef float Floats __attribute__((vector_size(N * 4)));
+    typedef Real Floats __attribute__((vector_size(N * sizeof(Real))));
     typedef uint32_t Bits __attribute__((vector_size(N * 4)));
     typedef uint16_t Halves __attribute__((vector_size(N * 2)));
 };
@@ -36,7 +37,7 @@ template <int N>
 using Halves = typename Vectors<N>::Halves;
 
 template <int N>
-inline Vector<N> load(const float* from) {
+inline Vector<N> load(const Real* from) {
     Vector<N> v;
     std::memcpy(&v, from, sizeof v);
     return v;
@@ -50,7 +51,7 @@ inline Vector<N> load(const bfloat16* from) {
 }
 
 template <int N>
-inline void store(float* to, Vector<N> v) {
+inline void store(Real* to, Vector<N> v) {
     std::memcpy(to, &v, sizeof v);
 }
 

@@ -1,0 +1,171 @@
+// The gradients of the primary convolution: of its input, and of its weight.
+#pragma once
+#include <algorithm>
+
+#include "primary.h"
+#include "threads.h"
+
+namespace {
+
+// The input pixels of one phase, those as far from a multiple of the stride as (y, x), depend on the output's gradient by a convolution
+// without a stride: weight (m, M, side, side, L), the taps of that phase, which are those of the flipped kernel where the stride is 1.
+struct Phase {
+    int64_t side, taps;
+
+    Phase(const Primary& p, int64_t planes, int64_t y, int64_t x, Number* weight) {
+        const int64_t k = p.kernel, radius = ceil_div(k / 2, p.stride);
+        side = 2 * radius + 1, taps = 0;
+        std::fill_n(weight, planes * p.pixel() * side * side, Number{});
+        for (int64_t ky = 0; ky < k; ++ky)
+            for (int64_t kx = 0; kx < k; ++kx) {
+                const int64_t from_y = y + k / 2 - ky, from_x = x + k / 2 - kx;
+                if (from_y % p.stride || from_x % p.stride) continue;
+                ++taps;
+                const int64_t tap = (from_y / p.stride + radius) * side + from_x / p.stride + radius;
+                for (int64_t j = 0; j < planes; ++j)
+                    for (int64_t i = 0; i < p.in_planes; ++i)
+                        std::copy_n(p.weight + ((j * p.in_planes + i) * k * k + ky * k + kx) * p.channels, p.channels,
+                                    weight + ((i * planes + j) * side * side + tap) * p.channels);
+            }
+    }
+};
+
+// grad_in (N, H, W, m, L) of grad (N, H', W', M, L). With a stride there must be no dilation.
+void convolve_back(const Primary& p, int64_t images, int64_t planes, const Number* grad, int64_t threads, Number* grad_in) {
+    const int64_t s = p.stride, radius = ceil_div(p.kernel / 2, s), size = planes * p.pixel() * (2 * radius + 1) * (2 * radius + 1);
+    Number* weights = scratch<Number>(s * s * size);
+    int64_t taps[64];
+    for (int64_t phase = 0; phase < s * s; ++phase) taps[phase] = Phase(p, planes, phase / s, phase % s, weights + phase * size).taps;
+    parallel(threads, images * p.height, [&](int64_t item) {
+        const int64_t y = item % p.height, image = item / p.height, begin = (image * p.out_height + y / s) * p.out_width;
+        for (int64_t x = 0; x < std::min(s, p.width); ++x) {
+            const int64_t phase = y % s * s + x, count = ceil_div(p.width - x, s);
+            Number* out = grad_in + (item * p.width + x) * p.pixel();
+            if (taps[phase]) {
+                const Primary back = {p.out_height, p.out_width, p.out_height, p.out_width, planes, p.channels, 2 * radius + 1, 1,
+                                      p.dilation, grad, weights + phase * size, nullptr};
+                convolve(back, begin, begin + count, 0, p.in_planes, {out, s * p.pixel(), p.channels});
+            } else {
+                for (int64_t at = 0; at < count; ++at) std::fill_n(out + at * s * p.pixel(), p.pixel(), Number{});
+            }
+        }
+    });
+}
+
+struct Pair {
+    int32_t out, in;                                                // pixels of the output and of the input that meet under a tap
+};
+
+// Of a tile of the output's pixels, for each tap in turn, the pairs of pixels: as many images as make up a tile, or a part of one image.
+struct Tiles {
+    static constexpr int64_t PIXELS = 64;
+    int64_t images, tiles, taps;
+    std::unique_ptr<Pair[]> pairs;
+    std::unique_ptr<int64_t[]> begins;                              // (tiles, taps), and the end
+
+    Tiles(const Primary& p, int64_t most_images) {
+        const int64_t pixels = p.out_height * p.out_width, k = p.kernel;
+        images = std::min(ceil_div(PIXELS, pixels), most_images);
+        tiles = images > 1 ? 1 : ceil_div(pixels, PIXELS), taps = k * k;
+        pairs.reset(new Pair[images * pixels * taps]);
+        begins.reset(new int64_t[tiles * taps + 1]);
+        int64_t count = 0;
+        for (int64_t tile = 0; tile < tiles; ++tile)
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                begins[tile * taps + tap] = count;
+                for (int64_t at = tile * images * pixels / tiles; at < (tile + 1) * images * pixels / tiles; ++at) {
+                    const int64_t image = at / pixels, out_y = at % pixels / p.out_width, out_x = at % p.out_width;
+                    const int64_t y = out_y * p.stride + tap / k * p.dilation - p.padding();
+                    const int64_t x = out_x * p.stride + tap % k * p.dilation - p.padding();
+                    if (0 <= y && y < p.height && 0 <= x && x < p.width)
+                        pairs[count++] = {int32_t(at), int32_t((image * p.height + y) * p.width + x)};
+                }
+            }
+        begins[tiles * taps] = count;
+    }
+};
+
+// sums[j][i] += the products of plane j of grad and plane i of in, `vectors` vectors of N channels, over pairs of pixels.
+template <int N, int vectors, int outs, int ins>
+__attribute__((always_inline)) inline void sum_products(
+    const Number* grad, int64_t grad_pixel, const Number* in, int64_t in_pixel, int64_t L, const Pair* pair, const Pair* end, Real* sums,
+    int64_t sums_out, int64_t sums_in) {
+    Vector<N> sum[outs][ins][vectors] = {};
+    for (; pair < end; ++pair) {
+        const Number* g = grad + pair->out * grad_pixel;
+        const Number* x = in + pair->in * in_pixel;
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            Vector<N> value[ins];
+#pragma GCC unroll 2
+            for (int i = 0; i < ins; ++i) value[i] = load<N>(x + i * L + v * N);
+#pragma GCC unroll 2
+            for (int j = 0; j < outs; ++j) {
+                const Vector<N> gradient = load<N>(g + j * L + v * N);
+#pragma GCC unroll 2
+                for (int i = 0; i < ins; ++i) sum[j][i][v] += gradient * value[i];
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                Real* to = sums + j * sums_out + i * sums_in + v * N;
+                store<N>(to, load<N>(to) + sum[j][i][v]);
+            }
+}
+
+// A tile's share of the weight's gradient, added to sums (M, m, k, k, L).
+template <int outs, int ins>
+__attribute__((noinline)) void sum_tile(
+    const Primary& p, int64_t planes, const Number* grad, const Number* in, const Pair* pairs, const int64_t* begins, int64_t images,
+    int64_t of_images, Real* sums) {
+    const int64_t L = p.channels, taps = p.kernel * p.kernel;
+    int64_t c = 0;
+    const auto at_channel = [&](auto lanes, auto vectors) __attribute__((always_inline)) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+            const int64_t count = (begins[tap + 1] - begins[tap]) / of_images * images;
+            sum_products<lanes, vectors, outs, ins>(grad + c, planes * L, in + c, p.pixel(), L, pairs + begins[tap],
+                                                    pairs + begins[tap] + count, sums + tap * L + c, p.plane_weight(), taps * L);
+        }
+    };
+    over_lanes([&](auto lanes) __attribute__((always_inline)) {
+        for (; c + 2 * lanes <= L; c += 2 * lanes) at_channel(lanes, std::integral_constant<int, 2>{});
+        for (; c + lanes <= L; c += lanes) at_channel(lanes, std::integral_constant<int, 1>{});
+    });
+}
+
+// Adds to grad_weight (M, m, k, k, L). What is summed in which order depends on shapes alone.
+void add_weight_gradient(const Primary& p, int64_t images, int64_t planes, const Number* grad, int64_t threads, Real* grad_weight) {
+    constexpr int64_t PARTS = 16;
+    const int64_t L = p.channels, taps = p.kernel * p.kernel, rows = planes * p.in_planes * taps, out_image = p.out_height * p.out_width;
+    const Tiles t(p, images);
+    const int64_t items = ceil_div(images, t.images) * t.tiles, parts = std::min(PARTS, items);
+    Real* sums = scratch<Real>(parts * rows * L);
+    parallel(threads, parts, [&](int64_t part) {
+        Real* own = sums + part * rows * L;
+        std::fill_n(own, rows * L, Real{});
+        for (int64_t item = part * items / parts; item < (part + 1) * items / parts; ++item) {
+            const int64_t tile = item % t.tiles, image = item / t.tiles * t.images, here = std::min(t.images, images - image);
+            const Number* g = grad + image * out_image * planes * L;
+            const Number* x = p.in + image * p.height * p.width * p.pixel();
+            for (int64_t j = 0; j < planes; j += 2)
+                for (int64_t i = 0; i < p.in_planes; i += 2)
+                    with_constant<2>(planes - j, [&](auto outs) {
+                        with_constant<2>(p.in_planes - i, [&](auto ins) {
+                            sum_tile<outs, ins>(p, planes, g + j * L, x + i * L, t.pairs.get(), t.begins.get() + tile * taps, here,
+                                                t.images, own + (j * p.in_planes + i) * taps * L);
+                        });
+                    });
+        }
+    });
+    parallel(threads, rows, [&](int64_t row) {
+        for (int64_t part = 0; part < parts; ++part)
+            for (int64_t l = row * L; l < (row + 1) * L; ++l) grad_weight[l] += sums[part * rows * L + l];
+    });
+}
+
+}  // namespace
