@@ -40,7 +40,9 @@ def test_the_file_computes_about_what_float32_does(made, tmp_path, capfd):
     graph = onnx.load(path).graph
     weights = {dequantize.output[0]: dequantize.input[0] for dequantize in graph.node if dequantize.op_type == 'DequantizeLinear'}
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    convolutions = [values[weights[node.input[1]]] for node in graph.node if node.op_type == 'Conv']
+    stem, *others = [node for node in graph.node if node.op_type == 'Conv']
+    assert values[stem.input[1]].dtype == np.float32
+    convolutions = [values[weights[node.input[1]]] for node in others]
     assert {weight.dtype for weight in convolutions} == {np.dtype('int8')}
     assert max(np.abs(weight.astype(int)).max() for weight in convolutions) == 64       # seven bits
 
