@@ -14,7 +14,7 @@ from .split import spread
 
 __all__ = ['calibration_batches']
 
-BATCH = 10      # images that are calibrated on at a time: all maps of a net are kept until their range is known
+BATCH = 10      # images at a time
 
 
 def calibration_batches(classifier: Classifier, data: str | Path, count: int = 500) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
