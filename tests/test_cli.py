@@ -1,4 +1,5 @@
 """The command line: what it prints, for people and for programs, and its exit status."""
+import itertools
 import json
 import os
 import re
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from igczoo import __version__
 from igczoo.checkpoints.card import cards
 from igczoo.cli import main
-from igczoo.deployment import bench
+from igczoo.deployment import bench, quantize
+from igczoo.deployment.quantize import Quantized
+from igczoo.inference.classifier import load
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'
@@ -256,6 +260,30 @@ def test_export(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['x.pt2']
 
 
+def test_export_in_eight_bits(capsys, tmp_path, monkeypatch):
+    for package in ('onnx', 'onnxruntime', 'onnxscript'):
+        pytest.importorskip(package)
+    for split, label in itertools.product(('train', 'val'), ('red', 'blue')):
+        (tmp_path / split / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new('RGB', (40, 32), (split == 'val', label == 'red', i)).save(tmp_path / split / label / f'{i}.png')
+    given = []
+
+    def export_int8(classifier, path, *sets):
+        given.extend(torch.cat(list(images)) for images in sets)
+        return Quantized(500_000, 2_000_000, 4, 3)
+
+    monkeypatch.setattr(quantize, 'export_int8', export_int8)
+    status, out, _ = run(capsys, 'export', CIFAR, '-o', tmp_path / 'x.onnx', '--int8', '--data', tmp_path)
+    assert status == 0 and out == (f'{tmp_path / "x.onnx"}: 0.5 MB, 2.0 MB in float32; of 4 photographs that it was not calibrated on, '
+                                   '3 are called what float32 calls them\n')
+    preprocess = load(CIFAR).preprocess
+    colours = {tuple(preprocess(Image.new('RGB', (40, 32), (0, red, i)))[:, 0, 0].tolist()): (red, i) for red in (0, 1) for i in range(4)}
+    calibrated, held_out = ([colours[tuple(image[:, 0, 0].tolist())] for image in images] for images in given)
+    assert len(set(calibrated + held_out)) == 8
+    assert sorted(red for red, _ in calibrated) == sorted(red for red, _ in held_out) == [0, 0, 1, 1]
+
+
 def test_bench(capsys, monkeypatch):
     monkeypatch.setattr(bench, 'LEAST', 0.)
     monkeypatch.setattr(bench, 'find_spec', lambda name: None)      # of ONNX Runtime, which takes long to build
@@ -281,6 +309,8 @@ def test_bench(capsys, monkeypatch):
     (['convert', 'x.params', '--model', 'igcnet18', '-o', 'nonesuch'], 'igczoo convert: '),
     (['export', 'nonesuch', '-o', 'x.pt2'], "igczoo export: 'nonesuch' is no checkpoint; there are "),
     (['export', CIFAR, '-o', 'x.txt'], "igczoo export: x.txt: its suffix is '.txt'; it must be .onnx or .pt2"),
+    (['export', CIFAR, '-o', 'x.pt2', '--int8', '--data', 'x'], "igczoo export: x.pt2: its suffix is '.pt2'; of int8 it must be .onnx"),
+    (['export', CIFAR, '-o', 'x.onnx', '--int8', '--data', 'nonesuch'], 'igczoo export: nonesuch: is no folder, no CSV file'),
     (['export', CIFAR, '-o', 'nonesuch/x.pt2'], 'igczoo export: nonesuch/x.pt2: there is no folder nonesuch'),
     (['bench', 'nonesuch'], "igczoo bench: 'nonesuch' is no model that timm knows; of this package there are "),
     (['bench', 'igcnet18', '--device', 'nonesuch'], "igczoo bench: device is 'nonesuch', which cannot be used here"),
@@ -293,7 +323,8 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
 @pytest.mark.parametrize('arguments', [
     [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
-    ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'],
+    ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'], ['export', 'x', '-o', 'x.onnx', '--int8'],
+    ['export', 'x', '-o', 'x.onnx', '--data', 'x'],
     ['bench', 'igcnet18', '--dtype', 'int8']])
 def test_a_wrong_call_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:

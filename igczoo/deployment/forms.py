@@ -128,8 +128,8 @@ FORMS: dict[str, type[nn.Module]] = {'fused': Fused, 'planar': Planar, 'mixed': 
 def forms_of(layer: Folded, portable: bool = False) -> list[str]:
     """The names of the forms a layer can take, all in the same order of channels; first the one that is most likely the fastest.
 
-    The rule for that: in planar order the fused kernel if there is one, otherwise planes; in primary order whichever of the regular forms
-    multiplies less.
+    The rule for that: in planar order the fused kernel if there is one and PyTorch does not outrun it, otherwise planes; in primary order
+    whichever of the regular forms multiplies less.
 
     Args:
         layer: the layer.
@@ -137,7 +137,9 @@ def forms_of(layer: Folded, portable: bool = False) -> list[str]:
     """
     if layer.planar:
         fused = not portable and kernels.load(build=False, dtype=layer.primary.dtype) and kernels.takes(layer.primary)
-        return [*['fused'] * fused, 'planar', 'dense']
+        if not fused:
+            return ['planar', 'dense']
+        return ['planar', 'fused', 'dense'] if kernels.is_outrun(layer.primary.dtype) else ['fused', 'planar', 'dense']
     M, m, k, _, L = layer.primary.shape
     mixed, dense = L * M * (m * k * k + L * M), L * M * L * m * k * k
     return ['dense', 'mixed', 'grouped'] if dense <= mixed else ['mixed', 'dense', 'grouped']

@@ -1,13 +1,14 @@
 """Which photographs train and which measure: a stratified split, and photographs that stand on both sides."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from .images import Squares
 
-__all__ = ['copies_between', 'stratified_split']
+__all__ = ['copies_between', 'spread', 'stratified_split']
 
 NEAR = 3            # of the 64 bits of two photographs' fingerprints that may differ
 NEAR_GREY = 6.      # grey levels that their thumbnails may differ by on average
@@ -23,14 +24,24 @@ def stratified_split(targets: Sequence[int], share: float, seed: int) -> tuple[l
         share: 0..1; a class of two or more has one row at least in the second list, where the share is not 0.
         seed: the same seed gives the same lists.
     """
-    order = np.random.default_rng(seed).permutation(len(targets))
-    members: dict[int, list[int]] = {}
-    for row in order.tolist():
-        members.setdefault(targets[row], []).append(row)
-    held = [row for rows in members.values() if len(rows) > 1 and share
+    held = [row for rows in _members(targets, seed) if len(rows) > 1 and share
             for row in rows[:min(max(1, round(share * len(rows))), len(rows) - 1)]]
     chosen = set(held)
     return [row for row in range(len(targets)) if row not in chosen], sorted(held)
+
+
+def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
+    """So many rows, or all there are: one of each class, then another of each that has more, and so on. Arguments as `stratified_split`."""
+    turns = itertools.zip_longest(*_members(targets, seed))
+    return [row for turn in turns for row in turn if row is not None][:count]
+
+
+def _members(targets: Sequence[int], seed: int) -> list[list[int]]:
+    """The rows of each class, in an order by chance."""
+    members: dict[int, list[int]] = {}
+    for row in np.random.default_rng(seed).permutation(len(targets)).tolist():
+        members.setdefault(targets[row], []).append(row)
+    return list(members.values())
 
 
 def copies_between(these: Squares, those: Squares) -> list[tuple[int, int, bool]]:

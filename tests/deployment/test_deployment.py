@@ -11,6 +11,7 @@ from torch import nn
 
 import igczoo
 from igczoo.deployment import deploy as deployment
+from igczoo.deployment import kernels
 from igczoo.deployment.deploy import forms_used
 from igczoo.deployment.forms import FORMS
 from igczoo.nets.igcnet import IGCNet
@@ -112,6 +113,22 @@ def test_forms_chosen_by_measurement_are_the_fastest(monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x), **EXACT)
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(('features', 'dtype', 'form'), [
+    ('flags : avx512f amx_bf16 amx_tile', torch.bfloat16, 'planar'), ('flags : avx512f amx_bf16 amx_tile', torch.float32, 'fused'),
+    ('flags : avx512f avx512_bf16', torch.bfloat16, 'fused'), ('', torch.bfloat16, 'fused')])
+def test_the_rule_where_torch_outruns_the_kernel(compiled, monkeypatch, features, dtype, form):
+    """PyTorch's products of bfloat16 by AMX are faster than the kernel's, which serve on other processors and for float32."""
+    monkeypatch.setattr(kernels, 'cpu_features', lambda: features)
+    net = make('L doubles, M = 2', dtype=dtype)
+    fast = igczoo.deploy(net)
+    assert set(forms_used(fast).values()) == {form}
+    assert set(forms_used(igczoo.deploy(net, portable=True)).values()) == {'planar'}
+    x = images(dtype=dtype)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=(.05 if dtype is torch.bfloat16 else 1e-4) * expected.abs().max().item())
 
 
 @pytest.mark.parametrize('options', [dict(num_classes=0), dict(in_chans=1), dict(global_pool='max'), dict(global_pool='catavgmax'),

@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from batch_norms import randomise
 from test_kernels import some_unit
 
 from igczoo.deployment import kernels
+from igczoo.deployment.deploy import deploy, forms_used
 from igczoo.deployment.kernels import build
+from igczoo.nets.igcnet import igc_resnet
 
 
 @pytest.fixture
@@ -96,6 +100,44 @@ def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):
     assert not kernels.load(build=True)
     assert 'no C++ compiler found' in kernels.why_not()
     assert_works_without()
+
+
+@pytest.mark.parametrize(('system', 'reason'), [
+    (dict(platform='darwin', byteorder='little'), 'the kernel is for Linux; this is darwin'),
+    (dict(platform='win32', byteorder='little'), 'the kernel is for Linux; this is win32'),
+    (dict(platform='linux', byteorder='big'), 'the kernel is for little-endian processors; this is s390x, which is not'),
+])
+def test_another_system(unloaded, monkeypatch, system, reason):
+    monkeypatch.setattr(build, 'sys', SimpleNamespace(**system))
+    monkeypatch.setattr(build.platform, 'machine', lambda: 's390x')
+    monkeypatch.setattr(build, '_compiler', None)       # nobody is asked to compile
+    net = igc_resnet(8, 24, 2).eval()
+    randomise(net)
+    fast, x = deploy(net), torch.randn(2, 3, 32, 32)
+    assert kernels.why_not() == reason
+    assert set(forms_used(fast).values()) == {'planar'}
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
+    assert not unloaded.exists()
+    assert_works_without()
+
+
+@pytest.mark.parametrize(('machine', 'option'), [('x86_64', '-march=native'), ('aarch64', '-mcpu=native'), ('ppc64le', '-mcpu=native')])
+def test_the_processor_is_named_as_its_compilers_do(unloaded, monkeypatch, machine, option):
+    commands = []
+    monkeypatch.setattr(build, '_compile', lambda command, out: commands.append(command))
+    monkeypatch.setattr(build.platform, 'machine', lambda: machine)
+    kernels.load(build=True)
+    assert option in commands[0]
+
+
+def test_a_compiler_that_does_not_know_the_processor(compiled, unloaded, monkeypatch, tmp_path):
+    refuse = 'case "$*" in *native*) echo "error: bad value (native)" >&2; exit 1;; esac;'
+    monkeypatch.setenv('CXX', str(write_compiler(tmp_path, before=refuse)))
+    assert kernels.load(build=True) and kernels.why_not() == ''
+    assert (tmp_path / 'count').read_text() == 'one\none\n'
+    tensors = some_unit()
+    torch.testing.assert_close(kernels.unit(*tensors), kernels.torch_unit(*tensors), rtol=1e-4, atol=1e-4)
 
 
 def replace_source(monkeypatch, folder, text):

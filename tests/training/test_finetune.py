@@ -20,7 +20,7 @@ from igczoo.checkpoints.publish import publish
 from igczoo.cli import main
 from igczoo.training.finetune import finetune
 from igczoo.training.images import open_photographs, read_squares
-from igczoo.training.split import copies_between, stratified_split
+from igczoo.training.split import copies_between, spread, stratified_split
 
 NAME = 'igc_resnet20_l24m2'
 COLOURS = {'blue': (60, 60, 190), 'green': (60, 190, 60), 'red': (190, 60, 60)}
@@ -275,6 +275,14 @@ def test_stratified_split_is_even_and_repeatable():
     assert held != stratified_split(targets, .2, seed=2)[1]
     assert np.bincount([targets[row] for row in held], minlength=4).tolist() == [10, 1, 1, 0]
     assert stratified_split(targets, 0, seed=1)[1] == []
+
+
+def test_rows_are_spread_over_the_classes():
+    targets = [0] * 50 + [1] * 5 + [2] * 2 + [3]
+    rows = spread(targets, 12, seed=1)
+    assert rows == spread(targets, 12, seed=1) != spread(targets, 12, seed=2) and len(set(rows)) == 12
+    assert [sorted(targets[row] for row in part) for part in (rows[:4], rows[4:7], rows[7:])] == [[0, 1, 2, 3], [0, 1, 2], [0, 0, 0, 1, 1]]
+    assert sorted(spread(targets, 1000, seed=1)) == list(range(58))
 
 
 def test_equal_fingerprints_are_found_in_sets_of_any_size(photos, monkeypatch):

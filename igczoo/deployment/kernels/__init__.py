@@ -27,9 +27,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import register_flop_formula
 
 from ..planes import convolve_planes
-from .build import compiled
+from .build import compiled, cpu_features
 
-__all__ = ['Block', 'load', 'residual_blocks', 'stem', 'takes', 'torch_residual_blocks', 'torch_stem', 'torch_unit', 'unit', 'why_not']
+__all__ = [
+    'Block',
+    'is_outrun',
+    'load',
+    'residual_blocks',
+    'stem',
+    'takes',
+    'torch_residual_blocks',
+    'torch_stem',
+    'torch_unit',
+    'unit',
+    'why_not',
+]
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as its source calls them
 CHUNK_BYTES = 2 * 1024 ** 2     # of a map that goes through blocks at a time: what stays in the cache until the next unit has read it
@@ -427,6 +439,11 @@ def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
             _declare(kernel)
             _kernels[dtype] = kernel
     return kernel is not None
+
+
+def is_outrun(dtype: torch.dtype) -> bool:
+    """Whether torch's own operators multiply matrices of this type faster than the kernel here: by AMX, which it does not use."""
+    return dtype is torch.bfloat16 and 'amx_bf16' in cpu_features().split()
 
 
 def why_not() -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -16,11 +17,11 @@ from filelock import FileLock
 
 from ...files import replacing
 
-__all__ = ['compiled']
+__all__ = ['compiled', 'cpu_features']
 
 SOURCE = Path(__file__).with_name('kernel.cpp')
 # No -ffast-math: NaN must come through. No -fopenmp: the source calls the threads of the library torch has loaded.
-FLAGS = ('-std=c++17', '-O2', '-march=native', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
+FLAGS = ('-std=c++17', '-O2', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
 
 
 class Unavailable(Exception):
@@ -49,11 +50,14 @@ def compiled(number: str, build: bool, source: Path | None = None) -> tuple[ctyp
 def _from_cache(source: Path, number: str, build: bool) -> tuple[ctypes.CDLL, str]:
     if sys.platform != 'linux':
         raise Unavailable(f'the kernel is for Linux; this is {sys.platform}')
+    if sys.byteorder != 'little':
+        raise Unavailable(f'the kernel is for little-endian processors; this is {platform.machine()}, which is not')
     compiler = _compiler()
     version = subprocess.run([*compiler, '--version'], capture_output=True, check=True, timeout=60).stdout
-    command = [*compiler, *FLAGS, f'-DNUMBER={number}', str(source)]
+    command = [*compiler, *FLAGS, _native(), f'-DNUMBER={number}', str(source)]
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h')))]
-    digest = hashlib.sha256(b'\0'.join([*texts, ' '.join(command[:-1]).encode(), version, _cpu().encode()])).hexdigest()
+    processor = platform.machine() + cpu_features()
+    digest = hashlib.sha256(b'\0'.join([*texts, ' '.join(command[:-1]).encode(), version, processor.encode()])).hexdigest()
     cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
     if not build:
         if not _is_intact(cached):
@@ -132,14 +136,26 @@ def _compiler() -> list[str]:
     raise Unavailable('no C++ compiler found: looked for $CXX, c++, g++ and clang++; install one, or set CXX')
 
 
-def _cpu() -> str:
-    """What -march=native depends on, as far as the system tells."""
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return platform.machine() + next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+def _native() -> str:
+    """The option for all of this processor's instructions; of other families than x86, compilers have it by another name."""
+    return '-march=native' if platform.machine() in ('x86_64', 'AMD64', 'i686') else '-mcpu=native'
+
+
+@functools.cache
+def cpu_features() -> str:
+    """Linux's line of what this processor can do, which `_native` depends on; '' where there is none."""
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else ()
+    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
 
 
 def _compile(command: list[str], out: Path) -> None:
-    done = subprocess.run([*command, '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
+    def run(options: list[str]) -> subprocess.CompletedProcess:
+        return subprocess.run([*options, '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
+
+    done = run(command)
+    if done.returncode and 'native' in done.stderr:     # it does not know the option, or this processor: by what all of its family can do
+        done = run([option for option in command if option != _native()])
     if done.returncode:
         lines = done.stderr.splitlines() or ['']
         error = next((line for line in lines if 'error' in line), lines[-1]).strip()

@@ -5,12 +5,14 @@
 #include "vectors.h"
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
 #endif
 
 namespace {
 
 constexpr int VECTORS = LANES == 8 ? 2 : 4;                         // a block of the output, in vectors of columns,
-constexpr int ROWS = LANES == 4 && REGISTERS == 16 ? 2 : 6;         // by pixels
+constexpr int ROWS = LANES > 4 ? 6 : REGISTERS == 32 ? 5 : 2;       // by pixels: with 32 short registers six leave none for their numbers
 
 // A row's numbers that one multiplication takes: one of float, two of bfloat16.
 template <class T>
@@ -36,6 +38,8 @@ inline Vector<N> multiply_add(uint32_t x, Bits<N> w, Vector<N> sum) {
     if constexpr (N == 16) return (Vector<N>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)w);
     else if constexpr (N == 8) return (Vector<N>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)pairs, (__m256bh)w);
     else return (Vector<N>)_mm_dpbf16_ps((__m128)sum, (__m128bh)pairs, (__m128bh)w);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vector<N>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)pairs, (bfloat16x8_t)w);
 #else
     sum += (Vector<N>)(pairs << 16) * (Vector<N>)(w << 16);
     return sum + (Vector<N>)(pairs & 0xffff0000) * (Vector<N>)(w & 0xffff0000);
