@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,11 +101,14 @@ def classify_all(
         if left:
             with _connected(), tqdm(total=sum(map(len, parts)), initial=_count(found, 'images'), desc='classify', disable=None) as bar:
                 share = _share(workers)
-                for part_name, content in _stream(left, classifier, *share[:2], k, batch_size, deploy, notes):
-                    with replacing(folder / part_name) as file:
-                        file.write_bytes(content)
-                    found.append(read_notes(folder / part_name))
-                    bar.update(found[-1]['images'])
+                with closing(_stream(left, classifier, *share[:2], k, batch_size, deploy, notes)) as stream:
+                    for part_name, content in stream:
+                        with replacing(folder / part_name) as file:
+                            file.write_bytes(content)
+                        found.append(read_notes(folder / part_name))
+                        bar.update(found[-1]['images'])
+        if len(found) < len(parts):
+            raise RuntimeError(f'{folder}: Ray gave back {len(found)} of {len(parts)} parts; give the same command again')
     seconds, classified = time.monotonic() - started, sum(map(len, left))
     return Summary(str(out), _count(found, 'images'), _count(found, 'errors'), classified, seconds, classified / seconds if left else None,
                    *share)
@@ -126,7 +129,8 @@ def _check_packages() -> None:
 def _digest(classifier: Classifier) -> str:
     """Of everything that an answer depends on but the image: weights, preprocessing, labels."""
     model = classifier.model
-    digest = hashlib.sha256(json.dumps([type(model).__qualname__, resolve_model_data_config(model), classifier.labels]).encode())
+    facts = model.pretrained_cfg.get('architecture'), resolve_model_data_config(model), classifier.labels
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for key, value in model.state_dict().items():
         digest.update(f'{key} {value.dtype} {tuple(value.shape)}'.encode())
         digest.update(value.numpy(force=True).tobytes())
@@ -285,8 +289,8 @@ def _stream(parts: Sequence[Part], classifier: Classifier, workers: int, cpus: i
     images = ray.data.from_items([dict(part=part.to_json()) for part in parts], override_num_blocks=len(parts))
     done = images.map_batches(Worker, fn_constructor_args=(shipped, cpus, *options), batch_size=1, batch_format='pyarrow',
                               compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus)
-    for row in done.iter_rows():
-        yield row['name'], row['content']
+    for row in done.iter_batches(batch_size=1, batch_format='pyarrow', prefetch_batches=0):     # or one that is done waits for the next
+        yield row['name'][0].as_py(), row['content'][0].as_py()
 
 
 def _last_line(error: BaseException) -> str:
