@@ -14,12 +14,13 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -40,8 +41,6 @@ __all__ = ['PART_SIZE', 'Summary', 'classify_all', 'deployed_as_asked']
 
 PART_SIZE = 1000        # images
 DEATHS = 3              # of a part's workers, before it is given up
-ENVIRONMENT = dict(     # of Ray, unless the user has set them: nothing is reported to its makers, and its core prints no warnings
-    RAY_USAGE_STATS_ENABLED='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0')
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,10 @@ def classify_all(
         found = list(done.values())
         share = 0, 0, 0
         if left:
-            with _connected(), tqdm(total=sum(map(len, parts)), initial=_count(found, 'images'), desc='classify', disable=None) as bar:
+            with _connected() as terminal:
                 share = _share(workers)
-                with closing(_stream(left, classifier, *share[:2], k, batch_size, deploy, notes)) as stream:
+                bar = tqdm(desc='classify', total=sum(map(len, parts)), initial=_count(found, 'images'), file=terminal, disable=None)
+                with bar, closing(_stream(left, classifier, *share[:2], k, batch_size, deploy, notes)) as stream:
                     for part_name, content in stream:
                         with replacing(folder / part_name) as file:
                             file.write_bytes(content)
@@ -224,28 +224,49 @@ def _attempt() -> int:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Connected to Ray, quietly. Its errors become one line."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+def _connected() -> Iterator[TextIO]:
+    """Connected to Ray, whose errors become one line; gives what still leads to the terminal. A connection that was there is left alone."""
     import ray
-    import ray.data
-    own = not ray.is_initialized()
-    if own:
+    if ray.is_initialized():
+        with _quiet_data(), _in_one_line():
+            yield sys.stderr
+        return
+    with _silent_stderr() as terminal, _quiet_data(), _in_one_line():
+        os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')       # nothing is reported to its makers
+        address = os.environ.get('RAY_ADDRESS')
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-            address = os.environ.get('RAY_ADDRESS')
+        except (ValueError, RuntimeError, OSError) as error:
             what = f'RAY_ADDRESS={address}: is no cluster that can be joined' if address else 'Ray cannot be started'
             raise RuntimeError(f'{what} ({_last_line(error)})') from None
-    try:
-        with _quiet_data():
-            yield
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        raise RuntimeError(f'Ray gave up ({_last_line(error)}); what is done is kept, and the same call goes on') from None
-    finally:
-        if own:
+        try:
+            yield terminal
+        finally:
             ray.shutdown()
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    import ray
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f'Ray gave up ({_last_line(error)}); what is done is kept, and the same call goes on') from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[TextIO]:
+    """What this process writes to its standard error goes nowhere, as Ray's core writes there past Python; gives another way to it."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with open(terminal, 'w', closefd=False) as file:
+            yield file
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextmanager

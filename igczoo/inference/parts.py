@@ -4,15 +4,16 @@ The parts follow from the images alone, so that another call, or another machine
 """
 from __future__ import annotations
 
+import bisect
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ BUFFER = 1 << 20        # bytes; without one, pyarrow reads whole row groups
 
 
 class Rows(NamedTuple):
-    """Consecutive rows of a Parquet file."""
+    """Consecutive rows of a Parquet file, all of one row group: of what is damaged, no more can be lost."""
     path: str
     start: int
     stop: int
@@ -92,7 +93,7 @@ def plan_parts(data: str | os.PathLike, size: int, run: str) -> list[Part]:
     if files:
         if path.is_dir() and _has_photographs(path):
             raise ValueError(f'{image_name(data)}: holds both Parquet files and photographs; give a folder of one kind')
-        cut = _cut_rows([_whole(file) for file in files], size)
+        cut = _cut_rows((rows for file in files for rows in _row_groups(file)), size)
     else:
         if not path.is_dir():
             folder = path.parent.absolute()
@@ -115,7 +116,7 @@ def _has_photographs(folder: Path) -> bool:
         return False
 
 
-def _whole(file: Path) -> Rows:
+def _row_groups(file: Path) -> list[Rows]:
     import pyarrow
     import pyarrow.parquet
     try:
@@ -123,16 +124,18 @@ def _whole(file: Path) -> Rows:
             kind = opened.schema_arrow.field('image').type.field('bytes').type
             if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
                 raise TypeError(f'image.bytes is {kind}')
-            return Rows(str(file), 0, opened.metadata.num_rows)
+            counts = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+            ends = list(itertools.accumulate(counts, initial=0))
+            return [Rows(str(file), start, stop) for start, stop in itertools.pairwise(ends)]
     except (pyarrow.ArrowException, OSError, KeyError, AttributeError, TypeError) as error:
         found = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         raise ValueError(f'{image_name(file)}: is no Parquet file with a column image (bytes, path) ({found})') from None
 
 
-def _cut_rows(files: Iterable[Rows], size: int) -> Iterator[list[Rows]]:
-    """Parts of so many rows, which may be of several files."""
+def _cut_rows(groups: Iterable[Rows], size: int) -> Iterator[list[Rows]]:
+    """Parts of so many rows, which may be of several row groups and files."""
     part, room = [], size
-    for path, start, end in files:
+    for path, start, end in groups:
         while start < end:
             stop = min(end, start + room)
             part.append(Rows(path, start, stop))
@@ -212,7 +215,7 @@ def _encoded(rows: Rows, folder: str) -> Iterator[bytes | ImageError]:
     import pyarrow
     read = 0
     try:
-        for encoded in islice(_read(os.path.join(folder, rows.path), rows), rows.stop - rows.start):
+        for encoded in itertools.islice(_read(os.path.join(folder, rows.path), rows), rows.stop - rows.start):
             yield encoded
             read += 1
         found = 'it has fewer rows than before'
@@ -223,21 +226,17 @@ def _encoded(rows: Rows, folder: str) -> Iterator[bytes | ImageError]:
 
 
 def _read(file: str, rows: Rows) -> Iterator[bytes]:
-    """What rows of a file hold from ``rows.start`` on. Of a row group that begins earlier, the rows before are read and passed over."""
+    """What a file holds from ``rows.start`` to the end of its row group, whose rows before are read too, and passed over."""
     import pyarrow.parquet
     with pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER) as opened:
-        groups, first, skipped = [], 0, rows.start
-        for group in range(opened.metadata.num_row_groups):
-            last, first = first, first + opened.metadata.row_group(group).num_rows
-            if first <= rows.start:
-                skipped = rows.start - first
-            elif last < rows.stop:
-                groups.append(group)
-        for batch in opened.iter_batches(ROWS_AT_A_TIME, row_groups=groups, columns=['image.bytes'], use_threads=False):
+        ends = list(itertools.accumulate(opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)))
+        group = bisect.bisect_right(ends, rows.start)
+        passed = ends[group - 1] if group else 0
+        for batch in opened.iter_batches(ROWS_AT_A_TIME, row_groups=[group] if group < len(ends) else [], columns=['image.bytes']):
             images = batch.column(0).field('bytes')
-            for row in range(min(skipped, len(images)), len(images)):
+            for row in range(max(0, rows.start - passed), len(images)):
                 yield images[row].as_py() or b''
-            skipped = max(0, skipped - len(images))
+            passed += len(images)
 
 
 # What they show ----------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def two_cpus():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         ray = pytest.importorskip('ray')
-        os.environ.update(batch.ENVIRONMENT)
+        os.environ.update(RAY_USAGE_STATS_ENABLED='0', no_proxy='127.0.0.1')        # the workers' too
         ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
@@ -132,8 +132,7 @@ def kill_workers() -> int:
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
-def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path, monkeypatch):
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
+def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path):
     asked, killed, turn = Counter(), [], threading.Lock()
 
     def kill_at_the_thirteenth(path):
@@ -155,8 +154,7 @@ def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
-def test_an_image_that_ends_every_worker_ends_the_call(two_cpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
+def test_an_image_that_ends_every_worker_ends_the_call(two_cpus, tmp_path, capsys):
     server = Server(lambda path: kill_workers() if path == '/7' else None)
     server.write_list(tmp_path / 'list.txt', 9)
     call = ['batch', str(tmp_path / 'list.txt'), '-o', str(tmp_path / 'out'), '--model', MODEL, '--part-size', '3', '--workers', '1']
