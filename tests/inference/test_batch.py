@@ -146,7 +146,7 @@ def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path):
     done = classify_all(MODEL, tmp_path / 'list.txt', tmp_path / 'out', part_size=5, workers=2)
     server.shutdown()
     server.server_close()
-    assert killed == [2] and max(asked.values()) == 2       # what they were at was begun again
+    assert killed in ([1], [2]) and max(asked.values()) == 2        # what they were at was begun again
     rows = rows_in(tmp_path / 'out')
     assert [row['path'] for row in rows] == addresses and not any(row['error'] for row in rows) and done.images == done.classified == 30
     expected = igczoo.load(MODEL).classify([photograph(number) for number in range(30)], 1)
