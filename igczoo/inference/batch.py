@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ['PART_SIZE', 'Summary', 'classify_all', 'deployed_as_asked']
 
 PART_SIZE = 1000        # images
+LOCK = '.igczoo-batch.lock'
 DEATHS = 3              # of a part's workers, before it is given up
 
 
@@ -159,7 +160,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'{folder}: is a file; give a folder for the results')
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / '.lock'
+    file = folder / LOCK
     try:
         with FileLock(file, timeout=0):
             try:
@@ -176,7 +177,7 @@ def _done(folder: Path, parts: Sequence[Part], notes: dict[str, Any]) -> dict[st
         left.unlink()
     names = {part.name for part in parts}
     done = {}
-    for file in sorted(path for path in folder.iterdir() if path.name != '.lock'):
+    for file in sorted(path for path in folder.iterdir() if path.name != LOCK):
         if not file.match('part-*.parquet'):
             raise ValueError(f'{folder}: has other files, as {file.name}; give a new folder for the results')
         done[file.name] = read_notes(file)
