@@ -95,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     add_deploy(sub, None, 'default: where it has one')
     add_json(sub)
 
+    sub = command('batch', _batch, "Say what very many photographs show, by Ray, on one machine or a cluster (pip install 'igczoo[ray]').",
+                  'photos/ -o results', 'photos.parquet -o results --model my_model -k 1', 'addresses.txt -o results --workers 8 --json')
+    sub.add_argument('data', metavar='DATA', help='a folder of images; Parquet files or a folder of them, with a column image (bytes, '
+                                                  'path); or a text or CSV file that lists paths or URLs')
+    sub.add_argument('-o', '--out', required=True, metavar='FOLDER',
+                     help='folder for Parquet files with a row for each image; after a call that was stopped, what is left is done')
+    add_model(sub)
+    sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
+    add_batch_size(sub, 32)
+    sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one a CPU)')
+    sub.add_argument('--part-size', type=_positive, default=1000, help='images a file of results (default: %(default)s)')
+    add_deploy(sub, None, 'default: where it has one')
+    add_json(sub)
+
     sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
                   '--model my_model --label church bus.jpg -o heat.png')
     sub.add_argument('image', metavar='IMAGE', help='a file or a URL')
@@ -293,6 +307,20 @@ def _demo(arguments: argparse.Namespace) -> None:
         return serve(models, arguments.examples, arguments.host, arguments.port)
     for file in write_space(arguments.space, models, arguments.examples):
         print(file)
+
+
+def _batch(arguments: argparse.Namespace) -> None:
+    from .inference.batch import classify_all
+    done = classify_all(arguments.model, arguments.data, arguments.out, arguments.k, arguments.batch_size, arguments.workers,
+                        arguments.deploy, arguments.part_size)
+    if arguments.json:
+        return _print_json(asdict(done))
+    found = f'{done.out}: {done.images:,} images, {done.errors:,} of them errors'
+    if not done.classified:
+        return print(f'{found}; all had been done before')
+    before = f', {done.images - done.classified:,} done before' if done.images > done.classified else ''
+    print(f'{found}{before}; {done.images_per_second:,.1f} images/s, workers: {done.workers}, CPUs of each: {done.cpus}, machines: '
+          f'{done.machines}')
 
 
 def _verify(arguments: argparse.Namespace) -> int:

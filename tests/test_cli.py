@@ -325,6 +325,7 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
     ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'], ['export', 'x', '-o', 'x.onnx', '--int8'],
     ['export', 'x', '-o', 'x.onnx', '--data', 'x'],
+    ['batch', 'photos'], ['batch', 'photos', '-o', 'out', '--workers', '0'],
     ['bench', 'igcnet18', '--dtype', 'int8']])
 def test_a_wrong_call_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
@@ -333,7 +334,7 @@ def test_a_wrong_call_is_status_2(capsys, arguments):
 
 
 def test_every_command_explains_itself(capsys):
-    for command in ('list', 'info', 'classify', 'explain', 'verify', 'evaluate', 'finetune', 'train', 'export', 'bench', 'convert',
+    for command in ('list', 'info', 'classify', 'batch', 'explain', 'verify', 'evaluate', 'finetune', 'train', 'export', 'bench', 'convert',
                     'publish'):
         with pytest.raises(SystemExit) as stop:
             main([command, '--help'])

@@ -7,7 +7,7 @@ import pytest
 from docs_pages import PAGES, ROOT, blocks, check_code, commands, make_photographs, run_command
 
 OWN = 'your-own-photographs'
-HERE = [page for page in PAGES if page != 'with-others']    # whose code needs nothing but this package
+HERE = [page for page in PAGES if page not in ('with-others', 'batch')]     # whose code needs nothing but this package
 
 
 @pytest.fixture(scope='module')

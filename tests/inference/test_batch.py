@@ -1,0 +1,227 @@
+"""Many images by Ray: one row each, whatever dies; a call that was stopped goes on; nothing but what was asked is on the terminal."""
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from docs_pages import blocks, check_code, commands, make_photographs, run_command
+from image_files import MODEL, photograph, write_files, write_rows
+
+import igczoo
+from igczoo.cli import main
+from igczoo.inference import batch
+from igczoo.inference.batch import classify_all
+from igczoo.inference.parts import schema
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings('ignore')]        # of Ray's own use of others
+
+
+@pytest.fixture(scope='module')
+def two_cpus():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        ray = pytest.importorskip('ray')
+        os.environ.update(RAY_USAGE_STATS_ENABLED='0', no_proxy='127.0.0.1')        # the workers' too
+        ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def rows_in(out: Path) -> list[dict]:
+    assert not [path for path in out.iterdir() if not path.match('part-*.parquet')]
+    return [row for part in sorted(out.iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def test_a_folder_and_the_same_call_again(two_cpus, tmp_path, capsys):
+    files = write_files(tmp_path / 'photos', 10)
+    Path(files[4]).write_bytes(b'no image')
+    call = ['batch', str(tmp_path / 'photos'), '-o', str(tmp_path / 'out'), '--model', MODEL, '-k', '3', '--part-size', '4']
+    assert main([*call, '--workers', '2', '--json']) == 0
+    out, err = capsys.readouterr()
+    done = json.loads(out)
+    assert not err and {key: done[key] for key in ('images', 'errors', 'classified', 'workers', 'cpus', 'machines')} == dict(
+        images=10, errors=1, classified=10, workers=2, cpus=1, machines=1)
+    rows = rows_in(tmp_path / 'out')
+    assert [row['path'] for row in rows] == files and [bool(row['error']) for row in rows] == [number == 4 for number in range(10)]
+    assert pq.read_schema(next((tmp_path / 'out').iterdir())).equals(schema())
+    good = [row for row in rows if not row['error']]
+    expected = igczoo.load(MODEL).classify([row['path'] for row in good], 3)
+    assert [row['labels'] for row in good] == [[one.label for one in answer] for answer in expected]
+    np.testing.assert_allclose([row['scores'] for row in good], [[one.score for one in answer] for answer in expected], rtol=1e-4)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'out').iterdir()}
+    assert main(call) == 0
+    assert capsys.readouterr().out == f'{tmp_path / "out"}: 10 images, 1 of them errors; all had been done before\n'
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'out').iterdir()}
+
+
+def test_a_stopped_call_goes_on(two_cpus, tmp_path, monkeypatch):
+    images, out = [photograph(seed) for seed in range(20)], tmp_path / 'out'
+    write_rows(tmp_path / 'some.parquet', images)
+    real, names = batch.replacing, []
+
+    def stop_at_the_third(path):
+        names.append(path)
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(batch, 'replacing', stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        classify_all(MODEL, tmp_path / 'some.parquet', out, part_size=3, workers=1)
+    monkeypatch.undo()
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert len(before) == 2
+    (out / '.part-000004-0.parquet.1.part').write_bytes(b'half')        # as a process that is killed leaves
+    done = classify_all(MODEL, tmp_path / 'some.parquet', out, part_size=3, workers=1)
+    assert done.images == 20 and done.classified == 14 and done.errors == 0 and done.cpus == 2
+    assert [row['row'] for row in rows_in(out)] == list(range(20))
+    assert before == {name: (out / name).stat().st_mtime_ns for name in before}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves photographs, and calls ``on_request`` with each path before it answers."""
+
+    def __init__(self, on_request):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                on_request(self.path)
+                body = photograph(int(self.path.strip('/')))
+                self.send_response(200)
+                self.send_header('Content-Length', str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        super().__init__(('127.0.0.1', 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):        # who asked is dead
+        pass
+
+    def write_list(self, file: Path, count: int) -> list[str]:
+        addresses = [f'http://127.0.0.1:{self.server_port}/{number}' for number in range(count)]
+        file.write_text('\n'.join(addresses))
+        return addresses
+
+
+def kill_workers() -> int:
+    """Kill the actors of this process's Ray; returns how many."""
+    parents = {}
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(')')[2].split()[1])
+        except OSError:
+            continue
+    family = [os.getpid()]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    workers = [pid for pid in family if b'MapWorker' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    for pid in workers:
+        os.kill(pid, 9)
+    return len(workers)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
+def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path):
+    asked, killed, turn = Counter(), [], threading.Lock()
+
+    def kill_at_the_thirteenth(path):
+        with turn:
+            asked[path] += 1
+            if sum(asked.values()) == 13:
+                killed.append(kill_workers())
+
+    server = Server(kill_at_the_thirteenth)
+    addresses = server.write_list(tmp_path / 'list.txt', 30)
+    done = classify_all(MODEL, tmp_path / 'list.txt', tmp_path / 'out', part_size=5, workers=2)
+    server.shutdown()
+    server.server_close()
+    assert killed in ([1], [2]) and max(asked.values()) == 2        # what they were at was begun again
+    rows = rows_in(tmp_path / 'out')
+    assert [row['path'] for row in rows] == addresses and not any(row['error'] for row in rows) and done.images == done.classified == 30
+    expected = igczoo.load(MODEL).classify([photograph(number) for number in range(30)], 1)
+    assert [row['index'] for row in rows] == [answer[0].index for answer in expected]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
+def test_an_image_that_ends_every_worker_ends_the_call(two_cpus, tmp_path, capsys):
+    server = Server(lambda path: kill_workers() if path == '/7' else None)
+    server.write_list(tmp_path / 'list.txt', 9)
+    call = ['batch', str(tmp_path / 'list.txt'), '-o', str(tmp_path / 'out'), '--model', MODEL, '--part-size', '3', '--workers', '1']
+    assert main(call) == 1
+    server.shutdown()
+    server.server_close()
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and 'part 2' in err and f'died {batch.DEATHS} times' in err
+    assert [Path(row['path']).name for row in rows_in(tmp_path / 'out')] == list('012345')
+
+
+def test_results_of_something_else_are_refused(two_cpus, tmp_path, capsys):
+    files = write_files(tmp_path / 'photos', 3)
+    write_files(tmp_path / 'others', 3)
+    out = tmp_path / 'out'
+    classify_all(MODEL, tmp_path / 'photos', out, k=2, workers=1)
+
+    def refused(*arguments: str, data: str = 'photos') -> str:
+        assert main(['batch', str(tmp_path / data), '-o', str(out), *arguments]) == 1
+        err = capsys.readouterr().err
+        assert err.count('\n') == 1 and err.startswith(f'igczoo batch: {out}: ')
+        return err
+
+    mine = '--model', MODEL
+    assert 'k = 2, and this call is with k = 5' in refused(*mine)
+    assert f'model {MODEL}, and this call is of the model igcnet18' in refused('-k', '2')
+    assert 'others' in refused(*mine, '-k', '2', data='others')
+    assert 'part size 1000, and' in refused(*mine, '-k', '2', '--part-size', '2')
+    Path(files[0]).write_bytes(b'another image')
+    assert 'the images have changed' in refused(*mine, '-k', '2')
+    (out / 'mine.txt').write_text('')
+    assert 'mine.txt' in refused(*mine, '-k', '2')
+    assert sorted(path.name[:5] for path in out.iterdir()) == ['mine.', 'part-']
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['empty'], 'holds no image'),
+    (['nonesuch'], 'no such file'),
+    (['photos', '--model', 'nonesuch'], 'nonesuch'),
+    (['photos', '--workers', '3'], 'Ray has 2 CPUs'),
+    (['photos', '-o', 'photos/a/0.png'], 'is a file'),
+    (['photos', '-o', 'photos'], 'has other files'),
+])
+def test_wrong_calls(two_cpus, tmp_path, monkeypatch, capsys, arguments, said):
+    write_files(tmp_path / 'photos', 2)
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(['batch', '--model', MODEL, '-o', 'out', *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert said in err and err.count('\n') == 1 and not out
+
+
+def test_ray_is_started_quietly_and_stopped(tmp_path):
+    write_files(tmp_path / 'photos', 4)
+    command = [sys.executable, '-m', 'igczoo', 'batch', 'photos', '-o', 'out', '--model', MODEL, '--part-size', '2']
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('RAY_')}
+    environment['PYTHONPATH'] = str(Path(igczoo.__file__).parents[1])
+    done = subprocess.run([*command, '--workers', '1'], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith('out: 4 images, 0 of them errors; ') and 'workers: 1, ' in done.stdout
+    assert [row['path'] for row in rows_in(tmp_path / 'out')] == ['photos/a/0.png', 'photos/a/3.png', 'photos/b/1.png', 'photos/c/2.png']
+
+
+def test_the_page(two_cpus, tmp_path, monkeypatch):
+    make_photographs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for arguments in commands('batch'):
+        assert run_command(arguments).strip()
+    for code in blocks('batch', 'python'):
+        check_code(code)
