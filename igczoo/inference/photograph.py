@@ -12,11 +12,14 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = ['ImageError', 'find_images', 'image_name', 'open_image']
 
@@ -24,6 +27,7 @@ MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 1000           # long side to short: resizing the short side of a longer strip would make a huge image of it
 MAX_SCANS = 100             # of a progressive JPEG; encoders write about ten
+MARGIN = 2                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it will be resized to
 BAND_ROWS = 64              # of grey values that are scaled at a time
 FETCH_SECONDS = 30          # for a whole download
 
@@ -65,11 +69,35 @@ class _Quiet:
 _quiet = _Quiet()
 
 
+class _Turns:
+    """One thread at a time inside with the same object: Pillow decodes an image when it is first used, which two threads must not do."""
+
+    def __init__(self):
+        self.lock, self.inside = threading.Lock(), {}      # id -> a lock, and how many threads are inside or wait
+
+    @contextmanager
+    def __call__(self, thing: Any) -> Iterator[None]:
+        with self.lock:
+            turn, users = self.inside.get(id(thing), (threading.Lock(), 0))
+            self.inside[id(thing)] = turn, users + 1
+        try:
+            with turn:
+                yield
+        finally:
+            with self.lock:
+                turn, users = self.inside.pop(id(thing))
+                if users > 1:
+                    self.inside[id(thing)] = turn, users - 1
+
+
+_turn_with = _Turns()
+
+
 class ImageError(ValueError):
     """Something that cannot be opened as an image; the message is one line."""
 
 
-def open_image(source: Any) -> Image.Image:
+def open_image(source: Any, side: int | None = None, until: concurrent.futures.Future | None = None) -> Image.Image:
     """Open one image as it comes and bring it to 8-bit RGB.
 
     The EXIF orientation is applied and transparency is laid on white. Of an animation the first frame is taken, of a PIL image the frame
@@ -81,9 +109,15 @@ def open_image(source: Any) -> Image.Image:
     their range, from the first of 0..1 (floats only), 0..255 and 0..65535 that holds every pixel, otherwise from the darkest pixel to
     the brightest.
 
+    Who says what the shorter side will be resized to, by ``side``, gets large JPEG files smaller and much sooner: libjpeg computes 1/2, 1/4
+    or 1/8 of the pixels across and down, the smallest share that leaves the shorter side MARGIN times ``side`` at least. Where there is no
+    such share, and of everything but JPEG files, every pixel is what it is without ``side``.
+
     Args:
         source: a path; an http or https URL; the bytes of an image file; a PIL image, which is not changed; a uint8 numpy array (H, W) or
             (H, W, C); a torch tensor (C, H, W), uint8 or floating point in 0..1. C is 1, 3 (RGB) or 4 (RGBA).
+        side: pixels.
+        until: a URL is waited for no longer once this is done.
 
     Returns:
         A new PIL image of mode RGB.
@@ -94,12 +128,15 @@ def open_image(source: Any) -> Image.Image:
     """
     name = image_name(source)
     if isinstance(source, str) and source.lower().startswith(('http://', 'https://')):
-        source = _fetch(source, name)
+        source = _fetch(source, name, until)
     elif isinstance(source, str | os.PathLike):
         source = _read(source, name)
-    with _quiet:
+    with _quiet, _turn_with(source) if isinstance(source, Image.Image) else nullcontext():
         try:
-            return _to_rgb(_to_pil(source, name), name)
+            image = _to_pil(source, name)
+            if side and isinstance(image, JpegImageFile) and image is not source:
+                _decode_smaller(image, MARGIN * side)
+            return _to_rgb(image, name)
         except ImageError:
             raise
         except Exception as error:  # a damaged file can make Pillow's readers raise anything
@@ -115,19 +152,26 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     """
     if not os.fspath(folder) or not (root := Path(folder).expanduser()).is_dir():     # Path('') is the current folder
         raise ImageError(f'{image_name(folder)}: is no folder; give a folder of images')
-    found = sorted(_walk(root))
+    found = list(_walk(root))
     if not found:
         raise ImageError(f'{image_name(folder)}: holds no image; looked for files ending in {", ".join(SUFFIXES)}')
     return found
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Regular files, also linked ones: a pipe would never end. Linked folders may lead back here."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in files:
-            if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(os.path.join(folder, name)):
-                yield Path(folder, name)
+    """Regular files, also linked ones: a pipe would never end. Linked folders may lead back here, and unreadable ones are passed over.
+
+    By name, a folder's files in its place, which is how paths sort.
+    """
+    waiting: list[Path | os.DirEntry] = [root]
+    while waiting:
+        entry = waiting.pop()
+        if entry is root or entry.is_dir(follow_symlinks=False):
+            with suppress(OSError), os.scandir(entry) as entries:
+                waiting += sorted((one for one in entries if not one.name.startswith('.')), key=attrgetter('name'), reverse=True)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (
+                entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry))):
+            yield Path(entry)
 
 
 def image_name(source: Any) -> str:
@@ -167,8 +211,8 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
         raise ImageError(f'{name}: cannot be read ({found}); check the path and its permissions') from error
 
 
-def _fetch(url: str, name: str) -> bytes:
-    """The body of a URL, or an error, within FETCH_SECONDS.
+def _fetch(url: str, name: str, until: concurrent.futures.Future | None) -> bytes:
+    """The body of a URL, or an error, within FETCH_SECONDS and until it is not wanted any more.
 
     A socket's timeout bounds each wait for a packet only; the thread bounds the whole, resolving and redirections included.
     """
@@ -181,8 +225,9 @@ def _fetch(url: str, name: str) -> bytes:
             body.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
+    concurrent.futures.wait([body] if until is None else [body, until], FETCH_SECONDS, concurrent.futures.FIRST_COMPLETED)
     try:
-        return body.result(FETCH_SECONDS)
+        return body.result(0)
     except ImageError:
         raise
     except urllib.error.HTTPError as error:
@@ -280,6 +325,14 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f'{name}: has {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; make a smaller copy of the image')
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f'{name}: is a strip of {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it')
+
+
+def _decode_smaller(image: JpegImageFile, least: int) -> None:
+    """Have a JPEG decoded to 1/8, 1/4 or 1/2 of its sides where its shorter one keeps at least so many pixels."""
+    for share in (8, 4, 2):
+        if min(image.size) >= share * least:
+            image.draft(None, (image.width // share, image.height // share))
+            break
 
 
 # From any mode to RGB -----------------------------------------------------------------------------------------------------------------

@@ -5,19 +5,22 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
+from ..inference.ahead import ahead, thread_count
 from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction
-from .images import Part, open_split
+from .images import open_split
 
 __all__ = ['ClassScore', 'Evaluation', 'Guess', 'count_correct', 'evaluate', 'evaluate_set', 'wilson_interval']
 
@@ -50,40 +53,46 @@ class Evaluation:
     guesses: tuple[Guess, ...]  # of every image, in the data's order
 
 
-def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, workers: int = 0) -> Evaluation:
-    """Measure a classifier on the evaluation split of a data set, with the classifier's own preprocessing.
+def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, workers: int | None = None) -> Evaluation:
+    """Measure a classifier on the evaluation split of a data set, with the classifier's own way to open and preprocess photographs.
 
     Args:
         classifier: as `classifier.load` gives it.
         data: a data set as `images.open_split` reads it. Its classes are matched with the classifier's labels by name or by id.
         batch_size: images at a time.
-        workers: processes that decode; 0 decodes in this one.
+        workers: threads that decode while the model computes, by default as many as there are cores; 0 is none.
 
     Raises:
-        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened.
+        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened; workers is
+            no integer from 0.
         RuntimeError: a logit is infinite or not a number.
     """
     return evaluate_set(classifier, open_split(data, train=False), str(data), batch_size, workers)
 
 
-def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 256, workers: int = 0) -> Evaluation:
-    """`evaluate` on a set that is open, of the name ``data``, with neither a transform."""
+def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 256, workers: int | None = None) -> Evaluation:
+    """`evaluate` on a set that is open, of the name ``data``, without a transform."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
-    loader = DataLoader(Part(dataset, range(len(dataset)), transform=classifier.preprocess), batch_size, num_workers=workers)
+    labels, workers = to_label[torch.tensor(dataset.targets)], thread_count(workers)
     device, dtype = classifier.device, classifier.dtype
+
+    def read(row: int) -> Tensor:
+        return classifier.preprocess(dataset.photograph(row, classifier.side))
+
     started = time.perf_counter()
     scores, indices, ranks = [], [], []
     classifier.network.eval()
-    for x, y in tqdm(loader, 'evaluate', disable=None, leave=False):
-        logits = _logits(classifier.network, x.to(device, dtype))
-        best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
-        right = best == to_label[y, None]
-        scores.append(logits.softmax(1).gather(1, best))
-        indices.append(best)
-        ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
+    with closing(ahead(read, range(len(dataset)), workers, batch_size + workers)) as inputs:
+        for start in tqdm(range(0, len(dataset), batch_size), 'evaluate', disable=None, leave=False):
+            x = torch.stack([x for _, x in islice(inputs, batch_size)])
+            logits = _logits(classifier.network, x.to(device, dtype))
+            best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
+            right = best == labels[start:start + batch_size, None]
+            scores.append(logits.softmax(1).gather(1, best))
+            indices.append(best)
+            ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
     seconds = time.perf_counter() - started
     scores, indices, ranks = torch.cat(scores), torch.cat(indices), torch.cat(ranks)
-    labels = to_label[torch.tensor(dataset.targets)]
     n, top1, top5 = len(labels), int((ranks == 0).sum()), int((ranks < 5).sum())
     low, high = wilson_interval(top1, n)
     accuracy = Accuracy(

@@ -238,7 +238,7 @@ def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
 
     side = settings.size
     store = out / '.photographs.npy' if len(train) * 3 * side * side > MEMORY else None
-    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8)
+    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8, side=side)
     skipped = [*shown.skipped, *watching.skipped, *measuring.skipped]
     labels, watched_labels = (torch.tensor([part.targets[row] for row in read.rows], dtype=torch.long)
                               for part, read in ((train, shown), (watch, watching)))
