@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
 
     def add_reading(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--workers', type=_count, help='threads that decode photographs beside the net (default: one a core)')
+        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one a core)')
         sub.add_argument('--exact', action='store_true', help='decode every pixel also of large JPEG files, which takes longer')
 
     def add_json(sub: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
     add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
-    add_batch_size(sub, 8)
+    add_batch_size(sub, 4)
     add_reading(sub)
     add_device(sub)
     add_deploy(sub, None, 'default: where it has one')
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
     sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
     sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
-    add_batch_size(sub, 256)
+    add_batch_size(sub, 32)
     add_reading(sub)
     add_device(sub)
     add_deploy(sub, False, 'default: by the model as it is written')

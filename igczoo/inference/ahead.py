@@ -3,18 +3,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-__all__ = ['ahead', 'thread_count']
+import torch
+
+__all__ = ['ahead', 'batches', 'thread_count']
 
 MOST_WORKERS = 16
 
 
 def thread_count(workers: int | None = None) -> int:
-    """How many threads ``workers`` means: None stands for as many as this process has cores, within reason.
+    """How many threads ``workers`` means: None stands for as many as this process has cores, MOST_WORKERS at most.
 
     Raises:
         ValueError: it is no integer from 0.
@@ -27,37 +29,49 @@ def thread_count(workers: int | None = None) -> int:
     return workers
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, most: int) -> Iterator[tuple[Any, Any]]:
-    """Each item with what a function gives for it, in order, computed by threads beforehand.
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many items; the last may be shorter."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
-    An exception, the function's or that of ``items``, is raised in its place in the order. When the iterator is closed, by whatever
-    ends its user's loop, what has begun is finished, nothing else is begun, and no thread stays.
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Generator[tuple[Any, Any], None, None]:
+    """Each item with what a function gives for it, in order, computed by threads beforehand: of 2 * workers items at most.
+
+    An exception, the function's or that of ``items``, is raised in its place in the order. When the generator is closed, by whatever ends
+    its user's loop, what has begun is finished, nothing else is begun, and no thread stays.
+
+    What the function computes by torch uses the cores of its thread's share. A thread that had all of them would wait at the end of every
+    operation for cores that the other threads have: on two, that took twice as long and more.
 
     Args:
         function: called from several threads at once.
-        items: taken one by one in the user's thread, as their places get free; may be endless.
+        items: taken one by one, in the user's thread; may be endless.
         workers: threads; 0 computes each result when it is asked for, in the user's thread.
-        most: items that are being computed or wait for their turn, at most.
     """
     if not workers:
         yield from ((item, function(item)) for item in items)
         return
-    threads, started, waiting = ThreadPoolExecutor(workers), iter(items), deque()
+    cores = torch.get_num_threads()
+    threads = ThreadPoolExecutor(workers, 'igczoo', torch.set_num_threads, (max(1, cores // workers),))
+    remaining, waiting = iter(items), deque()
 
     def start(count: int) -> None:
         try:
-            for item in islice(started, count):
+            for item in islice(remaining, count):
                 waiting.append((item, threads.submit(function, item)))
-        except Exception as error:      # of the items: those before it come first
+        except Exception as error:      # of the items; those before it come first
             failed: Future = Future()
             failed.set_exception(error)
             waiting.append((None, failed))
 
     try:
-        start(most)
+        start(2 * workers)
         while waiting:
             item, result = waiting.popleft()
             yield item, result.result()
             start(1)
     finally:
         threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)    # it is each thread's own, but new threads begin with what was set last

@@ -4,10 +4,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sized
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from torchvision.transforms import Compose, Resize
 from ..checkpoints.card import find_card
 from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
-from .ahead import ahead, thread_count
+from .ahead import ahead, batches, thread_count
 from .explain import Explanation, explain
 from .photograph import ImageError, find_images, image_name, open_image
 from .prediction import Prediction
 
 __all__ = ['Classifier', 'Prediction', 'load']
 
-BATCH_SIZE = 8
+BATCH_SIZE = 4
 PACKAGE = __name__.partition('.')[0]
 
 
@@ -41,13 +42,14 @@ class Classifier:
     An image may be anything `photograph.open_image` takes. A call takes one image, a list or tuple of them, or a folder, which stands for
     the list `photograph.find_images` makes of it. The model is put into evaluation mode.
 
-    Threads decode and preprocess images while the model computes, one image each: ``workers`` of them, by default as many as there are
-    cores; 0 is none. At most 2 * batch_size + workers images have been taken and not been given back yet, and an image must not change
-    in between.
+    Several images go through threads, each of which decodes, preprocesses and computes a batch on its share of the cores: ``workers`` of
+    them, by default as many as there are cores. With 0 of them all this is done in the caller's thread, where contexts such as
+    torch.autocast reach it. Not more than (2 * workers + 1) * batch_size images have been taken and not been given back yet, and an image
+    must not change in between.
 
     Args:
-        model: a timm model, (N, 3, H, W) -> logits (N, classes).
-        preprocess: an RGB PIL image -> float32 (3, H, W). Called by several threads at once.
+        model: a timm model, (N, 3, H, W) -> logits (N, classes). On a CPU it is called by several threads at once, unless it is compiled.
+        preprocess: an RGB PIL image -> float32 (3, H, W), likewise.
         labels: the name of each class.
         deploy: compute by the faster form that `igczoo.deploy` makes of the model as it is now. It has weights of its own: what is
             done to the model later changes nothing here, and a model that is trained on needs a new Classifier.
@@ -70,6 +72,7 @@ class Classifier:
         self.model = model.eval()
         self._deployed = deployed(model) if deploy else None
         self.preprocess = preprocess
+        self._turn = threading.Lock()
         self.side = None if exact else _resized_side(preprocess)
         self.labels = tuple(labels)
         num_classes = getattr(model, 'num_classes', len(self.labels))
@@ -101,9 +104,9 @@ class Classifier:
         Args:
             images: one image, a list or tuple of images, or a folder.
             k: how many classes; all of them where there are fewer.
-            batch_size: images that go through the model together.
+            batch_size: images that go through the model together, at most.
             on_error: 'raise', or 'skip' to give an image that cannot be opened no predictions, and say why in a UserWarning.
-            workers: threads that decode.
+            workers: threads.
 
         Returns:
             Predictions, best first, for one image; otherwise the list of such lists, in the order of the images.
@@ -136,8 +139,8 @@ class Classifier:
         Args:
             images: any iterable of images, also an endless one.
             k: how many classes; all of them where there are fewer.
-            batch_size: images that go through the model together.
-            workers: threads that decode.
+            batch_size: images that go through the model together, at most.
+            workers: threads.
 
         Returns:
             A generator of pairs in the order of the images: the image as it was given, and its predictions, best first, or the
@@ -147,15 +150,15 @@ class Classifier:
             ValueError: k or batch_size is not a positive integer, or workers no integer from 0.
         """
         _check_positive(k=k, batch_size=batch_size)
-        return self._each(images, batch_size, thread_count(workers), self._logits, partial(self._best, k=k))
+        return self._each(images, batch_size, thread_count(workers), self.network, partial(self._best, k=k))
 
     def embed(self, images: Any, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Tensor:
         """What the model's classifier sees of each image: its pooled features.
 
         Args:
             images: one image, a list or tuple of images, or a folder.
-            batch_size: images that go through the model together.
-            workers: threads that decode.
+            batch_size: images that go through the model together, at most.
+            workers: threads.
 
         Returns:
             float32 (n, num_features) on the CPU; n is 1 for one image.
@@ -173,6 +176,10 @@ class Classifier:
                 rows.append(output)
         return torch.stack(rows) if rows else torch.empty(0, self.model.num_features)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Of preprocessed images (N, 3, H, W): float32 (N, classes) on the CPU."""
+        return self._run(self.network, x)
+
     def explain(self, image: Any, label: str | int | None = None) -> Explanation:
         """Where the net looked: a heat map over a photograph, for the likeliest label or a named one; see `explain.explain`."""
         return explain(self, image, label)
@@ -183,15 +190,22 @@ class Classifier:
     ) -> Generator[tuple[Any, Any], None, None]:
         """Each image with what ``outcome`` makes of its row of what ``forward`` gives for its batch, float32 on the CPU, or with what is
         wrong with it."""
+        if isinstance(images, Sized):       # of few images each thread gets some, and a single one all threads of torch
+            batch_size = min(batch_size, max(1, -(-len(images) // max(1, workers))))
+            workers = min(workers, len(images)) if len(images) > 1 else 0
         until: Future = Future()
-        with closing(ahead(partial(self._input, until=until), images, workers, batch_size + workers)) as pairs:
+
+        def work(batch: list[Any]) -> list[Any]:
+            inputs = [self._input(image, until) for image in batch]
+            good = [x for x in inputs if isinstance(x, Tensor)]
+            rows = iter(self._run(forward, torch.stack(good)) if good else ())
+            found = [_finite(image, next(rows)) if isinstance(x, Tensor) else x for image, x in zip(batch, inputs, strict=True)]
+            return [outcome(row) if isinstance(row, Tensor) else row for row in found]
+
+        with closing(ahead(work, batches(images, batch_size), workers)) as worked:
             try:
-                while batch := list(itertools.islice(pairs, batch_size)):
-                    good = [x for _, x in batch if isinstance(x, Tensor)]
-                    rows = iter(self._run(forward, torch.stack(good)) if good else ())
-                    for image, x in batch:
-                        row = _finite(image, next(rows)) if isinstance(x, Tensor) else x
-                        yield image, row if isinstance(row, ImageError) else outcome(row)
+                for batch, outcomes in worked:
+                    yield from zip(batch, outcomes, strict=True)
             finally:
                 until.set_result(None)
 
@@ -203,11 +217,9 @@ class Classifier:
 
     @torch.inference_mode()
     def _run(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        self.network.eval()     # its user may have trained it since
-        return forward(x.to(self.device, self.dtype)).float().cpu()
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        with self._turn if self.device.type != 'cpu' or hasattr(self.network, '_orig_mod') else nullcontext():
+            self.network.eval()     # its user may have trained it since
+            return forward(x.to(self.device, self.dtype)).float().cpu()
 
     def _features(self, x: Tensor) -> Tensor:
         return self.network.forward_head(self.network.forward_features(x), pre_logits=True)

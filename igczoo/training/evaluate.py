@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
-from ..inference.ahead import ahead, thread_count
+from ..inference.ahead import ahead, batches, thread_count
 from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction
 from .images import open_split
@@ -53,41 +52,38 @@ class Evaluation:
     guesses: tuple[Guess, ...]  # of every image, in the data's order
 
 
-def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, workers: int | None = None) -> Evaluation:
+def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 32, workers: int | None = None) -> Evaluation:
     """Measure a classifier on the evaluation split of a data set, with the classifier's own way to open and preprocess photographs.
 
     Args:
         classifier: as `classifier.load` gives it.
         data: a data set as `images.open_split` reads it. Its classes are matched with the classifier's labels by name or by id.
-        batch_size: images at a time.
-        workers: threads that decode while the model computes, by default as many as there are cores; 0 is none.
+        batch_size: images that go through the model together.
+        workers: threads, as `Classifier` says.
 
     Raises:
-        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened; workers is
-            no integer from 0.
+        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened; workers
+            is no integer from 0.
         RuntimeError: a logit is infinite or not a number.
     """
     return evaluate_set(classifier, open_split(data, train=False), str(data), batch_size, workers)
 
 
-def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 256, workers: int | None = None) -> Evaluation:
+def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 32, workers: int | None = None) -> Evaluation:
     """`evaluate` on a set that is open, of the name ``data``, without a transform."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
-    labels, workers = to_label[torch.tensor(dataset.targets)], thread_count(workers)
-    device, dtype = classifier.device, classifier.dtype
+    labels = to_label[torch.tensor(dataset.targets)]
 
-    def read(row: int) -> Tensor:
-        return classifier.preprocess(dataset.photograph(row, classifier.side))
+    def compute(rows: list[int]) -> Tensor:
+        return classifier.logits(torch.stack([classifier.preprocess(dataset.photograph(row, classifier.side)) for row in rows]))
 
     started = time.perf_counter()
     scores, indices, ranks = [], [], []
-    classifier.network.eval()
-    with closing(ahead(read, range(len(dataset)), workers, batch_size + workers)) as inputs:
-        for start in tqdm(range(0, len(dataset), batch_size), 'evaluate', disable=None, leave=False):
-            x = torch.stack([x for _, x in islice(inputs, batch_size)])
-            logits = _logits(classifier.network, x.to(device, dtype))
+    with closing(ahead(compute, batches(range(len(dataset)), batch_size), thread_count(workers))) as computed:
+        for rows, logits in tqdm(computed, 'evaluate', -(-len(dataset) // batch_size), disable=None, leave=False):
+            _check_finite(logits)
             best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
-            right = best == labels[start:start + batch_size, None]
+            right = best == labels[rows, None]
             scores.append(logits.softmax(1).gather(1, best))
             indices.append(best)
             ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
@@ -104,14 +100,6 @@ def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size
             Guess(dataset.name(row), classifier.labels[label], tuple(
                 Prediction(classifier.labels[index], score, index) for index, score in zip(best, values, strict=True)))
             for row, (label, best, values) in enumerate(zip(labels.tolist(), indices.tolist(), scores.tolist(), strict=True))))
-
-
-@torch.inference_mode()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """float32 (N, classes) on the CPU."""
-    logits = model(x).float().cpu()
-    _check_finite(logits)
-    return logits
 
 
 def _class_scores(labels: Tensor, called: Tensor, names: Sequence[str]) -> tuple[ClassScore, ...]:

@@ -43,7 +43,6 @@ __all__ = [
 
 EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the labelled split that training never sees
 FILE_COLUMNS, LABEL_COLUMNS = ('file', 'image', 'path', 'filename', 'filepath'), ('label', 'class', 'target')      # of a CSV list
-WINDOW = 64         # photographs whose squares may wait for their turn
 
 
 class _Photographs(Dataset):
@@ -404,7 +403,7 @@ def read_squares(dataset: Dataset, size: int, store: Path | None = None, side: i
         return np.asarray(_square(image, size)), thumb, zlib.crc32(image.tobytes(), image.width)
 
     rows, skipped, thumbs, sums = [], [], np.empty((len(dataset), 8, 9), np.uint8), []
-    with closing(ahead(read, range(len(dataset)), thread_count(), WINDOW)) as reading:
+    with closing(ahead(read, range(len(dataset)), thread_count())) as reading:
         for row, found in tqdm(reading, 'read photographs', len(dataset), disable=None, leave=False):
             if isinstance(found, ImageError):
                 skipped.append((dataset.name(row), str(found)))
