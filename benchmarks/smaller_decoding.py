@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument('--margins', type=float, nargs='+', default=[1, 1.5, 2, 3])
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     classifiers, draw = [igczoo.load(name) for name in arguments.models], random.Random(arguments.seed)
     rng = np.random.default_rng(arguments.seed)
     print('| net | megapixels | margin | photographs | of them decoded smaller | top-1 equal | largest difference of a score |')
@@ -56,22 +57,18 @@ def main() -> None:
                 large.save(file, 'JPEG', quality=draw.choice(QUALITIES), subsampling=draw.choice(SUBSAMPLINGS))
                 whole = photograph.open_image(file.getvalue())
                 for classifier, name in zip(classifiers, arguments.models, strict=True):
-                    expected = scores(classifier, whole)
+                    opened = [whole]
                     for margin in arguments.margins:
                         photograph.MARGIN = margin
-                        small = photograph.open_image(file.getvalue(), classifier.side)
-                        found = scores(classifier, small)
-                        rows.setdefault((name, margin), []).append((
-                            small.size != whole.size, found.argmax() == expected.argmax(), (found - expected).abs().max().item()))
+                        opened.append(photograph.open_image(file.getvalue(), classifier.side))
+                    expected, *found = classifier.logits(torch.stack([classifier.preprocess(image) for image in opened])).softmax(1)
+                    for margin, image, scores in zip(arguments.margins, opened[1:], found, strict=True):
+                        equal, difference = scores.argmax() == expected.argmax(), (scores - expected).abs().max()
+                        rows.setdefault((name, margin), []).append((image.size != whole.size, equal.item(), difference.item()))
         for (name, margin), results in rows.items():
             smaller, equal, differences = zip(*results, strict=True)
-            print(f'| {name} | {megapixels:g} | {margin:g} | {len(results)} | {sum(smaller)} | {sum(map(bool, equal))} | '
+            print(f'| {name} | {megapixels:g} | {margin:g} | {len(results)} | {sum(smaller)} | {sum(equal)} | '
                   f'{max(differences):.3f} |', flush=True)
-
-
-@torch.inference_mode()
-def scores(classifier: igczoo.Classifier, image: Image.Image) -> torch.Tensor:
-    return classifier.network(classifier.preprocess(image)[None])[0].softmax(0)
 
 
 if __name__ == '__main__':

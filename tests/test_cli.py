@@ -16,6 +16,7 @@ from igczoo import __version__
 from igczoo.checkpoints.card import cards
 from igczoo.cli import main
 from igczoo.deployment import bench
+from igczoo.inference.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'
@@ -117,6 +118,36 @@ def test_classify_prints_a_table_or_json(capsys):
     predictions = json.loads(out)[0]['predictions']
     assert [prediction['label'] for prediction in predictions] == [line.partition('%  ')[2] for line in lines]
     assert f'{predictions[0]["score"]:.2%}' in lines[0]
+
+
+def test_what_is_found_is_printed_at_once(capsys, monkeypatch):
+    whole = run(capsys, 'classify', PHOTOGRAPH, ROOT / 'README.md', PHOTOGRAPH, '-k', 2, '--json')[1]
+    assert whole == json.dumps(json.loads(whole), indent=1, ensure_ascii=False) + '\n'
+    each = Classifier.classify_each
+
+    def slowly(*arguments):
+        for number, pair in enumerate(each(*arguments)):
+            if number == 2:
+                seen.append(capsys.readouterr().out)
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(Classifier, 'classify_each', slowly)
+    for switch, first in ((), 'sports car'), (('--json',), '[\n {\n  "image": '):
+        seen = []
+        assert run(capsys, 'classify', *[PHOTOGRAPH] * 3, *switch)[0] == 130
+        assert first in seen[0] and seen[0].count('sports car') == 2 and not (switch and seen[0].endswith(']\n'))
+
+
+def test_workers_and_exact(capsys, tmp_path):
+    large = tmp_path / 'large.jpg'
+    Image.open(PHOTOGRAPH).resize((1600, 1200)).save(large)
+    found = {switches: run(capsys, 'classify', large, ROOT / 'examples', '-k', 1, '--json', '--model', CIFAR, *switches)
+             for switches in ((), ('--workers', '0'), ('--workers', '3', '--batch-size', '2'), ('--exact',))}
+    assert all(status == 0 and not err for status, _, err in found.values())
+    outs = {switches: [one['predictions'][0]['score'] for one in json.loads(out)] for switches, (_, out, _) in found.items()}
+    assert outs['--workers', '0'] == pytest.approx(outs[()], abs=1e-5) == outs['--workers', '3', '--batch-size', '2']
+    assert abs(outs['--exact',][0] - outs[()][0]) > 1e-5
 
 
 def test_the_examples_are_recognised_as_the_card_says(capsys):
@@ -291,7 +322,8 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x'], ['export', 'x'],
+    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
+    ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
     ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'],
     ['bench', 'igcnet18', '--dtype', 'int8']])

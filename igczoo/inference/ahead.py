@@ -69,9 +69,10 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
     try:
         start(2 * workers)
         while waiting:
-            item, result = waiting.popleft()
-            yield item, result.result()
+            result = waiting[0][1].result()
+            yield waiting.popleft()[0], result
             start(1)
     finally:
         threads.shutdown(cancel_futures=True)
+        waiting.clear()                 # an exception in it would hold its own frame, and so itself
         torch.set_num_threads(cores)    # it is each thread's own, but new threads begin with what was set last

@@ -290,7 +290,7 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
                          f'give a JPEG, PNG, WebP, GIF, TIFF or BMP file') from None
     except Image.DecompressionBombError as error:
         raise ImageError(f'{name}: is too large to be decoded safely ({error}); make a smaller copy of the image') from None
-    if image.format == 'JPEG' and (scans := data.count(b'\xff\xda')) > MAX_SCANS:   # each is decoded over the whole image
+    if isinstance(image, JpegImageFile) and (scans := data.count(b'\xff\xda')) > MAX_SCANS:   # each is decoded over the whole image
         raise ImageError(f'{name}: has {scans} scans, more than the {MAX_SCANS} allowed; save it again as JPEG or PNG')
     if image.format == 'EPS':   # a program, which Pillow would have Ghostscript run
         raise ImageError(f'{name}: is PostScript, which is not run; save it as PNG')

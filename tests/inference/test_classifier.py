@@ -1,10 +1,13 @@
 """From a folder with a checkpoint to labels and scores: the same numbers as a computation by hand, and one clear line for every mistake."""
+import io
 import itertools
 import json
 import os
+import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, create_transform
+from torchvision.transforms import CenterCrop, Compose
 
 from igczoo.checkpoints.card import CardError, cards, weights_folder
 from igczoo.inference.classifier import Classifier, Prediction, load
@@ -149,6 +153,33 @@ def test_a_model_without_a_deployed_form(tmp_path):
     assert len(load(folder).classify(EXAMPLES[0])) == 5
 
 
+# Photographs larger than needed
+
+@pytest.mark.parametrize('options, side', [
+    ({}, 224), (dict(crop_pct=.875), 256), (dict(crop_mode='squash', input_size=(3, 96, 128), crop_pct=1.), 128),
+    (dict(crop_mode='border', crop_pct=.875), 256)])
+def test_photographs_are_opened_for_the_size_they_are_resized_to(options, side):
+    transform = create_transform(**dict(input_size=(3, 224, 224), crop_pct=1., is_training=False) | options)
+    net = igc_resnet(8, 4, 2)
+    assert Classifier(net, transform, LABELS).side == side
+    assert Classifier(net, transform, LABELS, exact=True).side is None
+    assert Classifier(net, lambda image: transform(image), LABELS).side is None      # which may look at every pixel
+    assert Classifier(net, Compose([CenterCrop(224), *transform.transforms]), LABELS).side is None
+
+
+def test_large_photographs_score_as_if_every_pixel_were_decoded():
+    classifier, grain = load('igcnet18'), np.random.default_rng(0)
+    exact = Classifier(classifier.model, classifier.preprocess, classifier.labels, exact=True)
+    for example, size in zip(EXAMPLES[2:6], ((1600, 1200), (1200, 1600), (900, 800), (1540, 1540)), strict=True):
+        enlarged = np.asarray(Image.open(example).convert('RGB').resize(size, Image.Resampling.LANCZOS))
+        large, file = enlarged + grain.normal(0, 4, (*enlarged.shape[:2], 1)), io.BytesIO()
+        Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(file, 'JPEG', quality=90)
+        found, expected = ({p.index: p.score for p in c.classify(file.getvalue(), k=200)} for c in (classifier, exact))
+        assert found != expected and found == pytest.approx(expected, abs=.02)
+        assert max(found, key=found.get) == max(expected, key=expected.get)
+        assert exact.classify(file.getvalue()) == classifier.classify(Image.open(file))
+
+
 # What is returned
 
 def test_one_image(classifier):
@@ -281,6 +312,17 @@ def test_each_thread_computes_on_its_share_of_the_cores(classifier):
         torch.set_num_threads(cores)
 
 
+def test_an_interrupt_ends_the_threads(classifier):
+    def images():
+        yield from EXAMPLES
+        signal.raise_signal(signal.SIGINT)
+        yield from EXAMPLES
+
+    with pytest.raises(KeyboardInterrupt):
+        list(classifier.classify_each(images(), batch_size=2, workers=2))
+    assert not threads()
+
+
 def test_one_image_object_many_times(classifier):
     """Pillow decodes it when it is first used, here by several threads at once."""
     expected = classifier.classify(Image.open(EXAMPLES[0]))
@@ -298,8 +340,8 @@ def test_what_stops_the_images_comes_after_those_before_it(classifier):
     with pytest.raises(OSError, match='the camera is gone'):
         found += (image for image, _ in pairs)
     assert not threads()
-    pairs = classifier.classify_each(images(), batch_size=2, workers=2)
-    assert [next(pairs)[0] for _ in range(4)] == EXAMPLES[:4]
+    with closing(classifier.classify_each(images(), batch_size=2, workers=2)) as pairs:
+        assert [next(pairs)[0] for _ in range(4)] == EXAMPLES[:4]
 
 
 def test_an_error_of_the_model_ends_the_threads(classifier):

@@ -1,4 +1,5 @@
 """One image from any source and of any kind is 8-bit RGB as its format defines it, or one clear line."""
+import concurrent.futures
 import contextlib
 import http.server
 import io
@@ -253,6 +254,72 @@ def test_no_warning_escapes_and_the_filters_stay(photo):
     assert not caught
 
 
+# Sizes
+
+@pytest.fixture(scope='module')
+def large() -> Image.Image:
+    """A photograph of 1600 x 1200 pixels, smooth and with grain."""
+    y, x = np.mgrid[:1200, :1600]
+    smooth = np.stack([x / 8, y / 6, 120 + 100 * np.sin(x / 90) * np.cos(y / 70)], axis=2)
+    return Image.fromarray((smooth + np.random.default_rng(0).normal(0, 5, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize('size, side, expected', [
+    ((1600, 1200), 75, (200, 150)), ((1600, 1200), 76, (400, 300)), ((1600, 1200), 150, (400, 300)), ((1600, 1200), 151, (800, 600)),
+    ((1600, 1200), 300, (800, 600)), ((1600, 1200), 301, (1600, 1200)), ((1600, 1200), None, (1600, 1200)),
+    ((1199, 1590), 75, (300, 398)), ((1200, 1599), 75, (150, 200)), ((1600, 9), 4, (1600, 9)), ((1600, 17), 4, (800, 9))])
+def test_a_large_jpeg_is_decoded_to_twice_the_side_at_least(large, size, side, expected):
+    for options in ({}, {'progressive': True}):
+        data = encode(large.resize(size), 'JPEG', **options)
+        assert open_image(data, side).size == expected
+        if expected == size:
+            np.testing.assert_array_equal(pixels(data), np.asarray(open_image(data, side)))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_what_is_decoded_smaller_shows_the_same(large, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for options in ({'subsampling': 0}, {'subsampling': 2}) if mode == 'RGB' else ({},):
+        data = encode(large.convert(mode), 'JPEG', exif=exif, icc_profile=b'profile', **options)
+        whole, small = open_image(data), open_image(data, 75)
+        assert small.mode == 'RGB' and small.size == ((150, 200) if orientation == 6 else (200, 150))
+        shown = [np.asarray(image.resize((60, 60), Image.Resampling.BILINEAR)).astype(int) for image in (whole, small)]
+        assert np.abs(shown[0] - shown[1]).max() < 4 and shown[0].std() > 30
+
+
+def test_everything_but_jpeg_files_has_the_same_pixels(large, photo):
+    sources = [encode(large, kind, **options) for kind, options in (
+        ('PNG', {}), ('WEBP', {'lossless': False}), ('TIFF', {'compression': 'jpeg'}), ('BMP', {}))]
+    sources += [encode(photo, 'JPEG'), np.asarray(large), torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1)]
+    for source in sources:
+        np.testing.assert_array_equal(np.asarray(open_image(source, 16)), np.asarray(open_image(source)))
+    image = Image.open(io.BytesIO(encode(large, 'JPEG')))       # the caller's, not to be changed
+    assert open_image(image, 16).size == image.size == large.size
+
+
+def test_a_photograph_with_a_second_picture_in_it(large):
+    data = encode(large, 'MPO', save_all=True, append_images=[large.rotate(180)])
+    assert Image.open(io.BytesIO(data)).format == 'MPO'
+    small, whole = open_image(data, 75), open_image(data)
+    assert (small.size, whole.size) == ((200, 150), large.size)
+    assert np.abs(np.asarray(whole.resize((20, 15))).astype(int) - np.asarray(small.resize((20, 15)))).max() < 6
+
+
+def test_a_large_jpeg_that_is_cut_off_is_an_error_at_any_size(large, tmp_path):
+    data = encode(large, 'JPEG')
+    for size in (len(data) // 2, len(data) - 2000):
+        for side in (None, 75):
+            with one_line('truncated'):
+                open_image(data[:size], side)
+
+
+def test_the_size_is_checked_before_it_is_made_smaller():
+    with one_line('12000 x 12000'):
+        open_image(encode(Image.new('L', (12000, 12000)), 'JPEG'), 8)
+
+
 # Errors
 
 @contextlib.contextmanager
@@ -479,7 +546,25 @@ def test_server_that_never_ends(url, path, monkeypatch):
         open_image(url + path)
 
 
+def test_a_server_is_waited_for_no_longer_than_it_is_wanted(url):
+    until = concurrent.futures.Future()
+    threading.Timer(.1, until.set_result, (None,)).start()
+    with one_line(url + 'silent'):
+        open_image(url + 'silent', until=until)
+    assert until.done()
+
+
 # Folders
+
+def test_images_are_found_in_the_order_of_their_paths(tmp_path):
+    draw = random.Random(0)
+    for _ in range(60):
+        path = tmp_path.joinpath(*(''.join(draw.choices('aB. -_é', k=3)) + 'x' for _ in range(draw.randrange(3))), f'{draw.random()}.jpg')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    seen = {path for path in tmp_path.rglob('*.jpg') if not any(part.startswith('.') for part in path.relative_to(tmp_path).parts)}
+    assert find_images(tmp_path) == sorted(seen) and len(seen) > 40
+
 
 def test_find_images(tmp_path):
     names = ['b.JPG', 'a.png', 'c/d.webp', 'c/a.tiff', 'notes.txt', 'c/e', '.hidden.jpg', '.trash/f.jpg', 'g.jpg/h.gif']
