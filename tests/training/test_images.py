@@ -111,9 +111,9 @@ def test_every_set_opens_large_photographs_for_a_size(tmp_path):
     for dataset in (*sets, *(Part(dataset, [0]) for dataset in sets)):
         assert [dataset.photograph(0, side).size for side in (None, 40, 100)] == [(800, 640), (100, 80), (400, 320)]
         assert dataset[0][0].size == (800, 640)
-    squares = read_squares(sets[0], 40)
-    assert squares.images.shape == (1, 3, 40, 40)
-    assert squares.sums == read_squares(sets[1], 8, side=40).sums != read_squares(sets[1], 8).sums
+    squares = read_squares(sets[0], 100)
+    assert squares.images.shape == (1, 3, 100, 100)
+    assert squares.sums == read_squares(sets[1], 8, side=100).sums != read_squares(sets[1], 8).sums
 
 
 def test_what_is_no_data_set_is_named(tmp_path, pictures):
