@@ -20,7 +20,7 @@ from PIL import Image
 from igczoo.deployment.bench import host
 
 ROOT = Path(__file__).parents[1]
-COUNTS = {.2: 240, 2: 96, 12: 48}    # photographs
+COUNTS = {.2: 96, 2: 48, 12: 24}    # photographs
 START = """
 import contextlib, io, json, resource, sys, time
 from pathlib import Path
@@ -73,7 +73,7 @@ def make_photographs(folder: Path, megapixels: float) -> None:
             box = (0, image.height / 8, image.width, image.height * 7 / 8)
             large = np.asarray(image.convert('RGB').resize(size, Image.Resampling.LANCZOS, box), np.float32)
         large = large + np.random.default_rng(number).normal(0, 3, (*large.shape[:2], 1)).astype(np.float32)
-        for copy in range(COUNTS.get(megapixels, 48) // len(examples)):
+        for copy in range(COUNTS.get(megapixels, 24) // len(examples)):
             path = folder / 'photographs' / f'{example.stem}_{copy}.jpg'
             if copy == 0:
                 first = path
@@ -86,6 +86,9 @@ def save_resnet18(folder: Path) -> None:
     """timm's resnet18 of random weights, as a checkpoint folder."""
     import timm
     timm.models.save_for_hf(timm.create_model('resnet18'), str(folder), safe_serialization=True)
+    config = json.loads((folder / 'config.json').read_text())
+    del config['model_args']        # transformers gives the number of classes itself
+    (folder / 'config.json').write_text(json.dumps(config))
 
 
 def export_commit(commit: str, folder: Path) -> Path:

@@ -60,7 +60,7 @@ def main() -> None:
                     opened = [whole]
                     for margin in arguments.margins:
                         photograph.MARGIN = margin
-                        opened.append(photograph.open_image(file.getvalue(), classifier.side))
+                        opened.append(photograph.open_image(file.getvalue(), classifier.fit))
                     expected, *found = classifier.logits(torch.stack([classifier.preprocess(image) for image in opened])).softmax(1)
                     for margin, image, scores in zip(arguments.margins, opened[1:], found, strict=True):
                         equal, difference = scores.argmax() == expected.argmax(), (scores - expected).abs().max()

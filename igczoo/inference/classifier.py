@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
-from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Resize
 
@@ -27,7 +26,7 @@ from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
 from .ahead import ahead, batches, thread_count
 from .explain import Explanation, explain
-from .photograph import ImageError, find_images, image_name, open_image
+from .photograph import Fit, ImageError, find_images, image_name, open_image
 from .prediction import Prediction
 
 __all__ = ['Classifier', 'Prediction', 'load']
@@ -54,11 +53,11 @@ class Classifier:
         deploy: compute by the faster form that `igczoo.deploy` makes of the model as it is now. It has weights of its own: what is
             done to the model later changes nothing here, and a model that is trained on needs a new Classifier.
         exact: decode every pixel of a photograph. Otherwise large JPEG files are decoded smaller, as `photograph.open_image` says, where
-            the preprocessing begins with a resize.
+            the preprocessing begins with torchvision's Resize of one number.
 
     Attributes:
         model, preprocess, labels: as given, labels as a tuple.
-        side: pixels that the shorter side of a photograph is resized to, as far as it is opened for that; None where every pixel counts.
+        fit: what a photograph is opened for, as `photograph.open_image` takes it; None where every pixel is decoded.
         network: what computes, the model or its deployed form.
         device, dtype: of the network's weights.
 
@@ -73,7 +72,7 @@ class Classifier:
         self._deployed = deployed(model) if deploy else None
         self.preprocess = preprocess
         self._turn = threading.Lock()
-        self.side = None if exact else _resized_side(preprocess)
+        self.fit = None if exact else _fit(preprocess)
         self.labels = tuple(labels)
         num_classes = getattr(model, 'num_classes', len(self.labels))
         if len(self.labels) != num_classes:
@@ -211,7 +210,7 @@ class Classifier:
 
     def _input(self, image: Any, until: Future) -> Tensor | ImageError:
         try:
-            return self.preprocess(open_image(image, self.side, until))
+            return self.preprocess(open_image(image, self.fit, until))
         except ImageError as error:
             return error
 
@@ -229,12 +228,13 @@ class Classifier:
         return [Prediction(self.labels[index], score, index) for score, index in zip(scores.tolist(), indices.tolist(), strict=True)]
 
 
-def _resized_side(preprocess: Callable[[Image.Image], Tensor]) -> int | None:
-    """What the shorter side of an image is resized to at least, where that is the first that is done to it."""
+def _fit(preprocess: Callable[[Image.Image], Tensor]) -> Fit | None:
+    """The resize that preprocessing begins with, if it is one of the shorter side."""
     first = preprocess.transforms[0] if isinstance(preprocess, Compose) and preprocess.transforms else None
-    if not isinstance(first, Resize | ResizeKeepRatio):
+    if not (type(first) is Resize and isinstance(first.size, int) and first.max_size is None):
         return None
-    return max(first.size) if isinstance(first.size, list | tuple) else first.size
+    resample = Image.Resampling.__members__.get(first.interpolation.name)
+    return None if resample is None else Fit(first.size, resample)
 
 
 def _finite(image: Any, row: Tensor) -> Tensor | ImageError:

@@ -15,19 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ['ImageError', 'find_images', 'image_name', 'open_image']
+__all__ = ['Fit', 'ImageError', 'find_images', 'image_name', 'open_image']
 
 MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 1000           # long side to short: resizing the short side of a longer strip would make a huge image of it
 MAX_SCANS = 100             # of a progressive JPEG; encoders write about ten
-MARGIN = 2                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it will be resized to
+MARGIN = 2                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it is resized to then
 BAND_ROWS = 64              # of grey values that are scaled at a time
 FETCH_SECONDS = 30          # for a whole download
 
@@ -97,7 +97,13 @@ class ImageError(ValueError):
     """Something that cannot be opened as an image; the message is one line."""
 
 
-def open_image(source: Any, side: int | None = None, until: concurrent.futures.Future | None = None) -> Image.Image:
+class Fit(NamedTuple):
+    """What will be done first with a photograph: its shorter side is resized to so many pixels, the longer one in proportion."""
+    side: int
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+
+def open_image(source: Any, fit: Fit | None = None, until: concurrent.futures.Future | None = None) -> Image.Image:
     """Open one image as it comes and bring it to 8-bit RGB.
 
     The EXIF orientation is applied and transparency is laid on white. Of an animation the first frame is taken, of a PIL image the frame
@@ -109,14 +115,14 @@ def open_image(source: Any, side: int | None = None, until: concurrent.futures.F
     their range, from the first of 0..1 (floats only), 0..255 and 0..65535 that holds every pixel, otherwise from the darkest pixel to
     the brightest.
 
-    Who says what the shorter side will be resized to, by ``side``, gets large JPEG files smaller and much sooner: libjpeg computes 1/2, 1/4
-    or 1/8 of the pixels across and down, the smallest share that leaves the shorter side MARGIN times ``side`` at least. Where there is no
-    such share, and of everything but JPEG files, every pixel is what it is without ``side``.
+    Who says by ``fit`` what the image will be resized to gets large JPEG files so resized already, and much sooner: libjpeg computes 1/2,
+    1/4 or 1/8 of the pixels across and down, the smallest share that leaves the shorter side MARGIN times ``fit.side`` at least, and these
+    are resized. Where there is no such share, and of everything but JPEG files, every pixel is what it is without ``fit``.
 
     Args:
         source: a path; an http or https URL; the bytes of an image file; a PIL image, which is not changed; a uint8 numpy array (H, W) or
             (H, W, C); a torch tensor (C, H, W), uint8 or floating point in 0..1. C is 1, 3 (RGB) or 4 (RGBA).
-        side: pixels.
+        fit: as torchvision's Resize of one number does it.
         until: a URL is waited for no longer once this is done.
 
     Returns:
@@ -134,9 +140,7 @@ def open_image(source: Any, side: int | None = None, until: concurrent.futures.F
     with _quiet, _turn_with(source) if isinstance(source, Image.Image) else nullcontext():
         try:
             image = _to_pil(source, name)
-            if side and isinstance(image, JpegImageFile) and image is not source:
-                _decode_smaller(image, MARGIN * side)
-            return _to_rgb(image, name)
+            return _to_rgb(image, name, fit if isinstance(image, JpegImageFile) and image is not source else None)
         except ImageError:
             raise
         except Exception as error:  # a damaged file can make Pillow's readers raise anything
@@ -327,18 +331,11 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f'{name}: is a strip of {width} x {height} pixels, longer than {MAX_ASPECT} to 1; crop it')
 
 
-def _decode_smaller(image: JpegImageFile, least: int) -> None:
-    """Have a JPEG decoded to 1/8, 1/4 or 1/2 of its sides where its shorter one keeps at least so many pixels."""
-    for share in (8, 4, 2):
-        if min(image.size) >= share * least:
-            image.draft(None, (image.width // share, image.height // share))
-            break
-
-
 # From any mode to RGB -----------------------------------------------------------------------------------------------------------------
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new image, also where this one is RGB already."""
+def _to_rgb(image: Image.Image, name: str, fit: Fit | None = None) -> Image.Image:
+    """A new image, also where this one is RGB already; with ``fit`` of a JPEG file, as `open_image` says."""
+    resized = _decode_smaller(image, fit) if fit else None
     image.load()    # a TIFF is turned upright here already
     turn = TURNS.get(_orientation(image))
     if image.mode.startswith('I') or image.mode == 'F':
@@ -349,7 +346,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         white.paste(image, mask=image)
         image = white
     image = image.convert('RGB')
+    if resized:
+        image = image.resize(*resized)
     return image if turn is None else image.transpose(turn)
+
+
+def _decode_smaller(image: JpegImageFile, fit: Fit) -> tuple[tuple[int, int], Image.Resampling, tuple[float, float, float, float]] | None:
+    """Have a file decoded smaller, where it keeps enough; the size, filter and box by which it is resized then."""
+    (width, height), short = image.size, min(image.size)
+    for share in (8, 4, 2):
+        if short >= share * MARGIN * fit.side:
+            image.draft(None, (width // share, height // share))
+            size = tuple(fit.side if side == short else int(fit.side * side / short) for side in (width, height))
+            return size, fit.resample, (0, 0, width / share, height / share)    # the last row and column may reach beyond the edge
+    return None
 
 
 def _orientation(image: Image.Image) -> int | None:

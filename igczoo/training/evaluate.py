@@ -75,7 +75,7 @@ def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size
     labels = to_label[torch.tensor(dataset.targets)]
 
     def compute(rows: list[int]) -> Tensor:
-        return classifier.logits(torch.stack([classifier.preprocess(dataset.photograph(row, classifier.side)) for row in rows]))
+        return classifier.logits(torch.stack([classifier.preprocess(dataset.photograph(row, classifier.fit)) for row in rows]))
 
     started = time.perf_counter()
     scores, indices, ranks = [], [], []

@@ -1,6 +1,6 @@
 """Labelled image sets for training and evaluation: Parquet files, folders of class folders, a CSV list, or torchvision's sets.
 
-Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, ``photograph(row, side)``
+Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, ``photograph(row, fit)``
 opens the image alone, as `photograph.open_image` says, and ``name(row)`` says what a row is called where a user reads of it.
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
 from ..inference.ahead import ahead, thread_count
-from ..inference.photograph import ImageError, find_images, open_image
+from ..inference.photograph import Fit, ImageError, find_images, open_image
 
 __all__ = [
     'FolderImages',
@@ -49,7 +49,7 @@ class _Photographs(Dataset):
     """What the sets have in common: an item is its photograph, transformed, with its label."""
     transform: Callable[[Image.Image], Any] | None = None
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
@@ -99,11 +99,11 @@ class ParquetImages(_Photographs):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         file, row = self._place(index)
         encoded = self.encoded[file][row].as_py()
         try:
-            return open_image(b'' if encoded is None else encoded, side)
+            return open_image(b'' if encoded is None else encoded, fit)
         except ImageError as error:
             raise ImageError(f'{self.name(index)}: {error}') from None
 
@@ -134,8 +134,8 @@ class FolderImages(_Photographs, ImageFolder):
     def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
         return [(str(path), index) for name, index in class_to_idx.items() for path in find_images(Path(directory, name))]
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
-        return open_image(self.samples[index][0], side)
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.samples[index][0], fit)
 
     def name(self, index: int) -> str:
         return self.samples[index][0]
@@ -151,8 +151,8 @@ class ListedImages(_Photographs):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
-        return open_image(self.files[index], side)
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.files[index], fit)
 
     def name(self, index: int) -> str:
         return str(self.files[index])
@@ -171,8 +171,8 @@ class TorchvisionImages(_Photographs):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
-        return open_image(self.dataset[index][0], side)
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.dataset[index][0], fit)
 
     def name(self, index: int) -> str:
         return f'{type(self.dataset).__name__} {index}'
@@ -190,8 +190,8 @@ class Part(_Photographs):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
-        return self.whole.photograph(self.rows[index], side)
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return self.whole.photograph(self.rows[index], fit)
 
     def name(self, index: int) -> str:
         return self.whole.name(self.rows[index])
@@ -200,8 +200,8 @@ class Part(_Photographs):
 class Cifar10Images(_Photographs, CIFAR10):
     """torchvision's CIFAR-10, opened as every photograph is."""
 
-    def photograph(self, index: int, side: int | None = None) -> Image.Image:
-        return open_image(self.data[index], side)
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.data[index], fit)
 
     def name(self, index: int) -> str:
         return f'{"train" if self.train else "test"} {index}'
@@ -380,23 +380,23 @@ class Squares(NamedTuple):
     sums: list[int]                     # of all their pixels, a checksum
 
 
-def read_squares(dataset: Dataset, size: int, store: Path | None = None, side: int | None = None) -> Squares:
+def read_squares(dataset: Dataset, size: int, store: Path | None = None, fit: Fit | None = None) -> Squares:
     """Decode a set into memory or a file by as many threads as there are cores, leaving out images that cannot be opened.
 
-    Sets that are compared must be opened for the same ``side``: thumbs and sums are of the photographs as they are opened.
+    Sets that are compared must be opened for the same ``fit``: thumbs and sums are of the photographs as they are opened.
 
     Args:
         dataset: without a transform.
         size: pixels; as `stack_images` has them.
         store: a file to keep the images in, mapped into memory, where they may be more than the memory holds.
-        side: pixels of the shorter side that the photographs are opened for, as `photograph.open_image` says; by default ``size``.
+        fit: what the photographs are opened for, as `photograph.open_image` says; by default for ``size``.
     """
     shape = (len(dataset), 3, size, size)
     images = np.empty(shape, np.uint8) if store is None else np.lib.format.open_memmap(store, 'w+', np.uint8, shape)
 
     def read(row: int) -> tuple[np.ndarray, np.ndarray, int] | ImageError:
         try:
-            image = dataset.photograph(row, side or size)
+            image = dataset.photograph(row, fit or Fit(size))
         except ImageError as error:
             return error
         thumb = np.asarray(image.convert('L').resize((9, 8), Image.Resampling.BOX))
