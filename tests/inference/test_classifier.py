@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, Compose
 
 from igczoo.checkpoints.card import CardError, cards, weights_folder
 from igczoo.inference.classifier import Classifier, Prediction, load
-from igczoo.inference.photograph import ImageError, find_images
+from igczoo.inference.photograph import Fit, ImageError, find_images
 from igczoo.nets.igcnet import igc_resnet
 
 EXAMPLES = sorted((Path(__file__).parents[2] / 'examples').glob('*.jpg'))
@@ -155,16 +155,16 @@ def test_a_model_without_a_deployed_form(tmp_path):
 
 # Photographs larger than needed
 
-@pytest.mark.parametrize('options, side', [
-    ({}, 224), (dict(crop_pct=.875), 256), (dict(crop_mode='squash', input_size=(3, 96, 128), crop_pct=1.), 128),
-    (dict(crop_mode='border', crop_pct=.875), 256)])
-def test_photographs_are_opened_for_the_size_they_are_resized_to(options, side):
-    transform = create_transform(**dict(input_size=(3, 224, 224), crop_pct=1., is_training=False) | options)
-    net = igc_resnet(8, 4, 2)
-    assert Classifier(net, transform, LABELS).side == side
-    assert Classifier(net, transform, LABELS, exact=True).side is None
-    assert Classifier(net, lambda image: transform(image), LABELS).side is None      # which may look at every pixel
-    assert Classifier(net, Compose([CenterCrop(224), *transform.transforms]), LABELS).side is None
+@pytest.mark.parametrize('options, fit', [
+    ({}, Fit(224)), (dict(crop_pct=.875), Fit(256)), (dict(interpolation='bicubic'), Fit(224, Image.Resampling.BICUBIC)),
+    (dict(crop_mode='squash'), None), (dict(crop_mode='border'), None)])
+def test_photographs_are_opened_for_the_size_they_are_resized_to(options, fit):
+    defaults, net = dict(input_size=(3, 224, 224), crop_pct=1., interpolation='bilinear', is_training=False), igc_resnet(8, 4, 2)
+    transform = create_transform(**defaults | options)
+    assert Classifier(net, transform, LABELS).fit == fit
+    assert Classifier(net, transform, LABELS, exact=True).fit is None
+    assert Classifier(net, lambda image: transform(image), LABELS).fit is None      # which may look at every pixel
+    assert Classifier(net, Compose([CenterCrop(224), *transform.transforms]), LABELS).fit is None
 
 
 def test_large_photographs_score_as_if_every_pixel_were_decoded():

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.transforms import InterpolationMode, Resize
 
 from igczoo.inference import photograph
-from igczoo.inference.photograph import ImageError, find_images, open_image
+from igczoo.inference.photograph import Fit, ImageError, find_images, open_image
 
 
 def pixels(source) -> np.ndarray:
@@ -264,29 +266,38 @@ def large() -> Image.Image:
     return Image.fromarray((smooth + np.random.default_rng(0).normal(0, 5, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize('size, side, expected', [
-    ((1600, 1200), 75, (200, 150)), ((1600, 1200), 76, (400, 300)), ((1600, 1200), 150, (400, 300)), ((1600, 1200), 151, (800, 600)),
-    ((1600, 1200), 300, (800, 600)), ((1600, 1200), 301, (1600, 1200)), ((1600, 1200), None, (1600, 1200)),
-    ((1199, 1590), 75, (300, 398)), ((1200, 1599), 75, (150, 200)), ((1600, 9), 4, (1600, 9)), ((1600, 17), 4, (800, 9))])
-def test_a_large_jpeg_is_decoded_to_twice_the_side_at_least(large, size, side, expected):
-    for options in ({}, {'progressive': True}):
-        data = encode(large.resize(size), 'JPEG', **options)
-        assert open_image(data, side).size == expected
-        if expected == size:
-            np.testing.assert_array_equal(pixels(data), np.asarray(open_image(data, side)))
+@pytest.mark.parametrize('size, side, share', [
+    ((1600, 1200), 75, 8), ((1600, 1200), 76, 4), ((1600, 1200), 150, 4), ((1600, 1200), 151, 2), ((1600, 1200), 300, 2),
+    ((1600, 1200), 301, 1), ((1600, 1200), None, 1), ((1199, 1590), 75, 4), ((1200, 1599), 75, 8), ((1600, 31), 4, 2), ((1600, 15), 4, 1)])
+def test_a_large_jpeg_is_decoded_to_twice_the_side_at_least(large, monkeypatch, size, side, share):
+    draft, drafted = JpegImageFile.draft, []
+    monkeypatch.setattr(JpegImageFile, 'draft', lambda image, *args: drafted.append(draft(image, *args)) or drafted[-1])
+    data = encode(large.resize(size), 'JPEG', progressive=side == 76)
+    image = open_image(data, side and Fit(side))
+    if share == 1:
+        assert not drafted
+        np.testing.assert_array_equal(np.asarray(image), pixels(data))
+    else:
+        [(_, box)] = drafted
+        assert box == (0, 0, size[0] / share, size[1] / share) and image.size == Resize(side)(Image.new('L', size)).size
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
-@pytest.mark.parametrize('orientation', [1, 6])
-def test_what_is_decoded_smaller_shows_the_same(large, mode, orientation):
+@pytest.mark.parametrize('resample', [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize('size, side', [((1591, 1193), 74), ((1190, 1599), 70), ((1593, 1197), 140)])
+def test_what_is_decoded_smaller_shows_the_same_in_its_place(large, mode, resample, size, side):
+    """A shift by a tenth of a pixel shows at the edges of the squares."""
+    y, x = np.mgrid[:size[1], :size[0]]
+    squares = np.asarray(large.resize(size)) // 2 + 100 * ((x // 50 + y // 50) % 2)[..., None]
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    for options in ({'subsampling': 0}, {'subsampling': 2}) if mode == 'RGB' else ({},):
-        data = encode(large.convert(mode), 'JPEG', exif=exif, icc_profile=b'profile', **options)
-        whole, small = open_image(data), open_image(data, 75)
-        assert small.mode == 'RGB' and small.size == ((150, 200) if orientation == 6 else (200, 150))
-        shown = [np.asarray(image.resize((60, 60), Image.Resampling.BILINEAR)).astype(int) for image in (whole, small)]
-        assert np.abs(shown[0] - shown[1]).max() < 4 and shown[0].std() > 30
+    exif[0x0112] = 6
+    image = Image.fromarray(squares.astype(np.uint8)).convert(mode)
+    data = encode(image, 'JPEG', quality=95, exif=exif, icc_profile=b'profile', **{'subsampling': 0} if mode == 'RGB' else {})
+    found, whole = open_image(data, Fit(side, resample)), open_image(data)
+    expected = Resize(side, InterpolationMode[resample.name])(whole)
+    assert (found.size, found.mode) == (expected.size, 'RGB') and found.size != whole.size
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+    assert difference.max() < 10 and difference.mean() < 2 and np.asarray(found).std() > 30
 
 
 def test_everything_but_jpeg_files_has_the_same_pixels(large, photo):
@@ -294,17 +305,17 @@ def test_everything_but_jpeg_files_has_the_same_pixels(large, photo):
         ('PNG', {}), ('WEBP', {'lossless': False}), ('TIFF', {'compression': 'jpeg'}), ('BMP', {}))]
     sources += [encode(photo, 'JPEG'), np.asarray(large), torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1)]
     for source in sources:
-        np.testing.assert_array_equal(np.asarray(open_image(source, 16)), np.asarray(open_image(source)))
+        np.testing.assert_array_equal(np.asarray(open_image(source, Fit(16))), np.asarray(open_image(source)))
     image = Image.open(io.BytesIO(encode(large, 'JPEG')))       # the caller's, not to be changed
-    assert open_image(image, 16).size == image.size == large.size
+    assert open_image(image, Fit(16)).size == image.size == large.size
 
 
 def test_a_photograph_with_a_second_picture_in_it(large):
     data = encode(large, 'MPO', save_all=True, append_images=[large.rotate(180)])
     assert Image.open(io.BytesIO(data)).format == 'MPO'
-    small, whole = open_image(data, 75), open_image(data)
-    assert (small.size, whole.size) == ((200, 150), large.size)
-    assert np.abs(np.asarray(whole.resize((20, 15))).astype(int) - np.asarray(small.resize((20, 15)))).max() < 6
+    small, whole = open_image(data, Fit(75)), open_image(data)
+    assert (small.size, whole.size) == ((100, 75), large.size)
+    assert np.abs(np.asarray(whole.resize((100, 75), Image.Resampling.BILINEAR)).astype(int) - np.asarray(small)).max() < 4
 
 
 def test_a_large_jpeg_that_is_cut_off_is_an_error_at_any_size(large, tmp_path):
@@ -312,12 +323,12 @@ def test_a_large_jpeg_that_is_cut_off_is_an_error_at_any_size(large, tmp_path):
     for size in (len(data) // 2, len(data) - 2000):
         for side in (None, 75):
             with one_line('truncated'):
-                open_image(data[:size], side)
+                open_image(data[:size], side and Fit(side))
 
 
 def test_the_size_is_checked_before_it_is_made_smaller():
     with one_line('12000 x 12000'):
-        open_image(encode(Image.new('L', (12000, 12000)), 'JPEG'), 8)
+        open_image(encode(Image.new('L', (12000, 12000)), 'JPEG'), Fit(8))
 
 
 # Errors

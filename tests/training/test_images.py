@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from igczoo.inference.photograph import ImageError
+from igczoo.inference.photograph import Fit, ImageError
 from igczoo.training.images import ListedImages, ParquetImages, Part, open_split, read_squares, stack_images
 
 CLASSES = ['cat', 'dog']
@@ -109,11 +109,11 @@ def test_every_set_opens_large_photographs_for_a_size(tmp_path):
         pyarrow.table({'image': column, 'label': [0]}).replace_schema_metadata({'huggingface': json.dumps(info)}), tmp_path / 'x.parquet')
     sets = [open_split(tmp_path, train=False), ParquetImages([tmp_path / 'x.parquet']), ListedImages([path], [0], ['a'])]
     for dataset in (*sets, *(Part(dataset, [0]) for dataset in sets)):
-        assert [dataset.photograph(0, side).size for side in (None, 40, 100)] == [(800, 640), (100, 80), (400, 320)]
+        assert [dataset.photograph(0, fit).size for fit in (None, Fit(40), Fit(600))] == [(800, 640), (50, 40), (800, 640)]
         assert dataset[0][0].size == (800, 640)
     squares = read_squares(sets[0], 100)
     assert squares.images.shape == (1, 3, 100, 100)
-    assert squares.sums == read_squares(sets[1], 8, side=100).sums != read_squares(sets[1], 8).sums
+    assert squares.sums == read_squares(sets[1], 8, fit=Fit(100)).sums != read_squares(sets[1], 8).sums
 
 
 def test_what_is_no_data_set_is_named(tmp_path, pictures):
