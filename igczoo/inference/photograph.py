@@ -355,10 +355,9 @@ def _decode_smaller(image: JpegImageFile, fit: Fit) -> tuple[tuple[int, int], Im
     """Have a file decoded smaller, where it keeps enough; the size, filter and box by which it is resized then."""
     (width, height), short = image.size, min(image.size)
     for share in (8, 4, 2):
-        if short >= share * MARGIN * fit.side:
-            image.draft(None, (width // share, height // share))
+        if short >= share * MARGIN * fit.side and (drafted := image.draft(None, (width // share, height // share))):
             size = tuple(fit.side if side == short else int(fit.side * side / short) for side in (width, height))
-            return size, fit.resample, (0, 0, width / share, height / share)    # the last row and column may reach beyond the edge
+            return size, fit.resample, drafted[1]       # the box ends within the last row and column where the sizes are no multiples
     return None
 
 
