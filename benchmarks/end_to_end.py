@@ -22,7 +22,7 @@ from igczoo.deployment.bench import host
 ROOT = Path(__file__).parents[1]
 COUNTS = {.2: 96, 2: 48, 12: 24}    # photographs
 START = """
-import contextlib, io, json, resource, sys, time
+import contextlib, io, json, sys, time
 from pathlib import Path
 folder = sys.argv[1]
 files = sorted(map(str, Path(folder).rglob('*.jpg')))
@@ -33,8 +33,8 @@ def report(run):
         began = time.perf_counter()
         run(some)
         times.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(dict(speed=(len(files) - 1) / (times[1] - times[0]), peak=peak / 1024)))
+    peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
+    print(json.dumps(dict(speed=(len(files) - 1) / (times[1] - times[0]), peak=int(peak) / 1024)))
 """
 IGCZOO = START + """
 from igczoo.cli import main
@@ -101,7 +101,8 @@ def export_commit(commit: str, folder: Path) -> Path:
 
 def measure(code: str, package: Path, *arguments: Path) -> dict[str, float]:
     environment = os.environ | dict(PYTHONPATH=str(package), HF_HUB_OFFLINE='1')
-    done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, '-c', code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True)    # Python looks in cwd first
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
