@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ['main']
 
 DEFAULT_MODEL = 'igcnet18'
+FEW = 16    # photographs; the deployed form of a net takes longer to make than it saves on fewer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,10 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
     add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
-    add_batch_size(sub, 4)
+    add_batch_size(sub, 8)
     add_reading(sub)
     add_device(sub)
-    add_deploy(sub, None, 'default: where it has one')
+    add_deploy(sub, None, f'default: where it has one and there are {FEW} photographs at least')
     add_json(sub)
 
     sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
@@ -267,7 +268,8 @@ def _classify(arguments: argparse.Namespace) -> int:
 
     from .inference.photograph import ImageError, find_images
     images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
-    classifier = _load(arguments.model, arguments.device, arguments.deploy, arguments.exact)
+    deploy = False if arguments.deploy is None and len(images) < FEW else arguments.deploy
+    classifier = _load(arguments.model, arguments.device, deploy, arguments.exact)
     width = min(max(map(len, images)), 48)
     failed = 0
     mixed = not arguments.json and sys.stdout.isatty()      # the labels and the bar, on one terminal

@@ -177,12 +177,19 @@ def test_classify_deploys_where_it_can(capsys, tmp_path, deployable):
     timm.models.save_for_hf(timm.create_model('igc_resnet20_l4m8', **norm), str(folder), norm, safe_serialization=True)
     outputs = {}
     for switch in ((), ('--deploy',), ('--no-deploy',)):
-        status, out, err = run(capsys, 'classify', PHOTOGRAPH, '--model', folder, '--json', *switch)
+        status, out, err = run(capsys, 'classify', *[PHOTOGRAPH] * 16, '--model', folder, '--json', *switch)
         assert status == (not deployable and switch == ('--deploy',))
         assert not err or err.startswith('igczoo classify: deploy: ')
         outputs[switch] = out and {prediction['label']: prediction['score'] for prediction in json.loads(out)[0]['predictions']}
     assert outputs[()] == pytest.approx(outputs['--no-deploy',], abs=1e-4)
     assert outputs[()] == outputs['--deploy' if deployable else '--no-deploy',]
+
+
+def test_few_photographs_are_not_worth_deploying(capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr('igczoo.deployment.deploy.deploy', lambda model, **options: made.append(model) or model)
+    for count in (15, 16):
+        assert run(capsys, 'classify', *[PHOTOGRAPH] * count, '--model', CIFAR)[0] == 0 and len(made) == count - 15
 
 
 def test_verify(capsys):

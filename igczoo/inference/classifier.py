@@ -31,7 +31,7 @@ from .prediction import Prediction
 
 __all__ = ['Classifier', 'Prediction', 'load']
 
-BATCH_SIZE = 4
+BATCH_SIZE = 8
 PACKAGE = __name__.partition('.')[0]
 
 
@@ -189,9 +189,11 @@ class Classifier:
     ) -> Generator[tuple[Any, Any], None, None]:
         """Each image with what ``outcome`` makes of its row of what ``forward`` gives for its batch, float32 on the CPU, or with what is
         wrong with it."""
-        if isinstance(images, Sized):       # of few images each thread gets some, and a single one all threads of torch
-            batch_size = min(batch_size, max(1, -(-len(images) // max(1, workers))))
-            workers = min(workers, len(images)) if len(images) > 1 else 0
+        if isinstance(images, Sized) and len(images) < 2:       # a single one has all threads of torch
+            workers = 0
+        elif isinstance(images, Sized) and workers:             # each thread gets as many
+            rounds = -(-len(images) // (workers * batch_size))
+            batch_size = -(-len(images) // (workers * rounds))
         until: Future = Future()
 
         def work(batch: list[Any]) -> list[Any]:
