@@ -1,4 +1,4 @@
-"""Photographs from files to labels: igczoo, as `igczoo classify` does it, beside its former self, transformers' pipeline and timm's loader with resnet18.
+"""Photographs from files to labels: igczoo beside its former self, and transformers' pipeline and timm's loader with timm's resnet18.
 
     python benchmarks/end_to_end.py [--former COMMIT] [--megapixels 0.2 2 12] [--rounds 3]
 
@@ -120,7 +120,8 @@ def main() -> None:
         contenders = {'igczoo, igcnet18 at 96 pixels': (IGCZOO, ROOT)}
         if arguments.former:
             contenders[f'the same at {arguments.former}'] = IGCZOO, export_commit(arguments.former, folder / 'former')
-        contenders |= {"transformers' pipeline, timm resnet18 at 224 pixels": (TRANSFORMERS, ROOT), "timm's loader, timm resnet18 at 224 pixels": (TIMM, ROOT)}
+        contenders["transformers' pipeline, timm resnet18 at 224 pixels"] = TRANSFORMERS, ROOT
+        contenders["timm's loader, timm resnet18 at 224 pixels"] = TIMM, ROOT
         for megapixels in arguments.megapixels:
             make_photographs(folder / f'{megapixels:g}', megapixels)
         found: dict[tuple[str, float], list[dict[str, float]]] = {}

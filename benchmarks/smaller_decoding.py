@@ -1,6 +1,6 @@
 """Whether photographs that are decoded smaller are called what they are called at full size: one Markdown table, a row for each margin.
 
-    python benchmarks/smaller_decoding.py DATA [DATA ...] [--models igcnet18] [--count 100] [--megapixels 0.2 2 12] [--margins 1 2 2.5 3]
+    python benchmarks/smaller_decoding.py DATA [DATA ...] [--models igcnet18] [--count 100] [--megapixels 0.2 2 12] [--margins 1 2 3 4]
 
 Photographs are made of small ones of DATA, data sets as `igczoo evaluate` takes, each enlarged with texture laid over it, cropped to
 various shapes and saved as JPEG of various qualities and subsamplings.
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', default=['igcnet18'])
     parser.add_argument('--count', type=int, default=100, help='photographs of each data set and size')
     parser.add_argument('--megapixels', type=float, nargs='+', default=[.2, 2, 12])
-    parser.add_argument('--margins', type=float, nargs='+', default=[1, 2, 2.5, 3])
+    parser.add_argument('--margins', type=float, nargs='+', default=[1, 2, 3, 4])
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

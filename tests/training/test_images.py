@@ -111,9 +111,9 @@ def test_every_set_opens_large_photographs_for_a_size(tmp_path):
     for dataset in (*sets, *(Part(dataset, [0]) for dataset in sets)):
         assert [dataset.photograph(0, fit).size for fit in (None, Fit(40), Fit(600))] == [(800, 640), (50, 40), (800, 640)]
         assert dataset[0][0].size == (800, 640)
-    squares = read_squares(sets[0], 100)
-    assert squares.images.shape == (1, 3, 100, 100)
-    assert squares.sums == read_squares(sets[1], 8, fit=Fit(100)).sums != read_squares(sets[1], 8).sums
+    squares = read_squares(sets[0], 80)
+    assert squares.images.shape == (1, 3, 80, 80)
+    assert squares.sums == read_squares(sets[1], 8, fit=Fit(80)).sums != read_squares(sets[1], 8).sums
 
 
 def test_what_is_no_data_set_is_named(tmp_path, pictures):
