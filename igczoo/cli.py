@@ -7,8 +7,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import get_terminal_size
@@ -20,7 +20,7 @@ from .checkpoints.card import cards, find_card, list_models
 from .pages import card_list, card_page, evaluation_page
 
 if TYPE_CHECKING:
-    from .inference.classifier import Classifier
+    from .inference.outputs import Output
 
 __all__ = ['main']
 
@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('name', help='arch.tag, arch for its default checkpoint, or a folder')
     add_json(sub)
 
-    sub = command('classify', _classify, 'Say what photographs show.', 'bus.jpg', 'holiday/ -k 1 --json', '--model my_model bus.jpg')
+    sub = command('classify', _classify, 'Say what photographs show.', 'bus.jpg', 'holiday/ -k 1 --json',
+                  'holiday/ --csv labels.csv --save labelled/', '--model my_model bus.jpg')
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
     add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
@@ -100,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add_reading(sub)
     add_device(sub)
     add_deploy(sub, None, f'default: where it has one and there are {FEW} photographs at least')
+    sub.add_argument('--csv', metavar='FILE', help='write a line for each image as it is done; - for standard output')
+    sub.add_argument('--jsonl', metavar='FILE', help='write a JSON object a line, likewise')
+    sub.add_argument('--save', metavar='FOLDER', help='write the photographs with their labels drawn on, and contact sheets')
     add_json(sub)
 
     sub = command('batch', _batch, "Say what very many photographs show, by Ray, on one machine or a cluster (pip install 'igczoo[ray]').",
@@ -278,44 +282,51 @@ def _info(arguments: argparse.Namespace) -> None:
     print(card_page(card, copies, min(get_terminal_size().columns, 100)))
 
 
-def _load(name: str, device: str, deploy: bool | None, exact: bool) -> Classifier:
-    """A classifier, deployed; with None, where its model can be deployed, and without compiling a kernel for it."""
-    from .deployment.deploy import deploy as deployed
-    from .inference.classifier import Classifier, load
-    classifier = load(name, device, deploy=bool(deploy), exact=exact)
-    if deploy is None:
-        with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
-            return Classifier(deployed(classifier.model, build=False), classifier.preprocess, classifier.labels, exact=exact)
-    return classifier
-
-
 def _classify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from .inference.classifier import deployed_as_asked, load
+    from .inference.outputs import as_dict
     from .inference.photograph import ImageError, find_images
+    if [bool(arguments.json), arguments.csv == '-', arguments.jsonl == '-'].count(True) > 1:
+        arguments.wrong('only one of --json, --csv - and --jsonl - can go to standard output')
     images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
     deploy = False if arguments.deploy is None and len(images) < FEW else arguments.deploy
-    classifier = _load(arguments.model, arguments.device, deploy, arguments.exact)
+    classifier = deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), deploy)
     width = min(max(map(len, images)), 48)
     failed = 0
-    mixed = not arguments.json and sys.stdout.isatty()      # the labels and the bar, on one terminal
+    said_there = '-' in (arguments.csv, arguments.jsonl)    # on standard output, in place of the table
+    mixed = not (arguments.json or said_there) and sys.stdout.isatty()      # the labels and the bar, on one terminal
     hidden = True if mixed or len(images) <= arguments.batch_size else None
-    with closing(classifier.classify_each(images, arguments.k, arguments.batch_size, arguments.workers)) as outcomes:
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(output) for output in _outputs(arguments)]
+        outcomes = stack.enter_context(closing(classifier.classify_each(images, arguments.k, arguments.batch_size, arguments.workers)))
         for number, (image, outcome) in enumerate(tqdm(outcomes, 'classify', len(images), disable=hidden)):
+            for output in outputs:
+                output.write(image, outcome)
             if isinstance(outcome, ImageError):
                 failed += 1
                 print(f'igczoo classify: {outcome}', file=sys.stderr)
             if arguments.json:
-                found = dict(error=str(outcome)) if isinstance(outcome, ImageError) else dict(
-                    predictions=[prediction._asdict() for prediction in outcome])
-                print(',' if number else '[', indent(_json(dict(image=image) | found), ' '), sep='\n', end='', flush=True)
-            elif not isinstance(outcome, ImageError):
+                print(',' if number else '[', indent(_json(as_dict(image, outcome)), ' '), sep='\n', end='', flush=True)
+            elif not isinstance(outcome, ImageError) and not said_there:
                 for rank, (label, score, _) in enumerate(outcome):
                     print(f'{image if rank == 0 else "":{width}}  {score:7.2%}  {label}')
                 sys.stdout.flush()
     if arguments.json:
         print('\n]')
     return 1 if failed else 0
+
+
+def _outputs(arguments: argparse.Namespace) -> Iterator[Output]:
+    """What else `classify` writes, opened one by one."""
+    from .inference.outputs import CsvOutput, JsonLinesOutput, PictureOutput
+    if arguments.csv:
+        yield CsvOutput(arguments.csv, arguments.k)
+    if arguments.jsonl:
+        yield JsonLinesOutput(arguments.jsonl)
+    if arguments.save:
+        yield PictureOutput(arguments.save)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -190,7 +190,7 @@ def test_classify_deploys_where_it_can(capsys, tmp_path, deployable):
 
 def test_few_photographs_are_not_worth_deploying(capsys, monkeypatch):
     made = []
-    monkeypatch.setattr('igczoo.deployment.deploy.deploy', lambda model, **options: made.append(model) or model)
+    monkeypatch.setattr('igczoo.inference.classifier.deployed', lambda model, **options: made.append(model) or model)
     for count in (15, 16):
         assert run(capsys, 'classify', *[PHOTOGRAPH] * count, '--model', CIFAR)[0] == 0 and len(made) == count - 15
 
@@ -357,8 +357,25 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
     assert status == 1 and not out and err.startswith(message) and err.count('\n') == 1
 
 
+def test_classify_writes_tables_and_pictures(capsys, tmp_path):
+    (tmp_path / 'damaged.jpg').write_bytes(b'no image')
+    given = [str(PHOTOGRAPH), str(tmp_path / 'damaged.jpg')]
+    assert main(['classify', *given, '-k', '2', '--csv', str(tmp_path / 'a.csv'), '--jsonl', '-', '--save', str(tmp_path / 'out')]) == 1
+    out = capsys.readouterr().out
+    first, second = map(json.loads, out.splitlines())       # and no table
+    assert (first['predictions'][0]['label'] == 'sports car' and 'no image' in second['error']) or 'damaged.jpg' in second['error']
+    rows = (tmp_path / 'a.csv').read_text(encoding='utf-8').splitlines()
+    assert rows[0] == 'image,error,label,score,label_2,score_2' and ',sports car,0.87' in rows[1] and len(rows) == 3
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00001_sports_car.jpg', 'contact_sheet_001.jpg']
+    assert main(['classify', given[0], '--save', str(tmp_path / 'out')]) == 1
+    assert 'is there already' in capsys.readouterr().err
+    assert main(['classify', given[0], '-k', '1', '--csv', '-']) == 0
+    assert capsys.readouterr().out.splitlines()[0] == 'image,error,label,score'
+
+
 @pytest.mark.parametrize('arguments', [
-    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
+    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '--json', '--csv', '-'],
+    ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
     ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
     ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'], ['export', 'x', '-o', 'x.onnx', '--int8'],

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -30,14 +30,14 @@ from tqdm import tqdm
 from .. import __version__
 from ..deployment.deploy import deploy as deployed
 from ..files import replacing
-from .classifier import Classifier, load
+from .classifier import Classifier, deployed_as_asked, load
 from .parts import Part, classify_part, plan_parts, read_notes, write_part
 
 if TYPE_CHECKING:
     import pyarrow
     import ray
 
-__all__ = ['PART_SIZE', 'Summary', 'classify_all', 'deployed_as_asked']
+__all__ = ['PART_SIZE', 'Summary', 'classify_all']
 
 PART_SIZE = 1000        # images
 LOCK = '.igczoo-batch.lock'
@@ -75,7 +75,7 @@ def classify_all(
         k: how many classes an image; all of them where there are fewer.
         batch_size: images that go through the model together.
         workers: processes that classify, each with an equal share of the CPUs; None for one a CPU.
-        deploy: as `deployed_as_asked`.
+        deploy: as `classifier.deployed_as_asked`.
         part_size: images a part. A worker is given one at a time, and what is lost with a worker or a stopped call are those begun.
 
     Raises:
@@ -138,20 +138,6 @@ def _digest(classifier: Classifier) -> str:
     return digest.hexdigest()
 
 
-def deployed_as_asked(classifier: Classifier, deploy: bool | None) -> Classifier:
-    """A classifier that computes by its deployed form, or not; with None, where its model can be deployed, without compiling for it.
-
-    Raises:
-        ValueError: the model cannot be deployed, and shall be.
-    """
-    if deploy:
-        return Classifier(classifier.model, classifier.preprocess, classifier.labels, deploy=True)
-    if deploy is None:
-        with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
-            return Classifier(deployed(classifier.model, build=False), classifier.preprocess, classifier.labels)
-    return classifier
-
-
 # The folder of the parts --------------------------------------------------------------------------------------------------------------
 
 @contextmanager
@@ -205,7 +191,7 @@ class Worker:
             raise RuntimeError(f'this worker has igczoo {__version__}, not {notes["igczoo"]}; install the same on every machine')
         torch.set_num_threads(cpus)
         self.classifier = deployed_as_asked(ray.get(shipped[0]), deploy)
-        self.k, self.batch_size, self.notes = k, batch_size, notes
+        self.k, self.batch_size, self.cpus, self.notes = k, batch_size, cpus, notes
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         import pyarrow as pa
@@ -214,7 +200,7 @@ class Worker:
         if (deaths := _attempt()) >= DEATHS:
             raise RuntimeError(f'part {part.number}, whose first image is {part.images[0]!r}: workers died {deaths} times while at it, as '
                                f'they do where memory runs out; look for an image that ends a process, or give fewer workers')
-        content = write_part(classify_part(self.classifier, part, self.k, self.batch_size), self.notes)
+        content = write_part(classify_part(self.classifier, part, self.k, self.batch_size, self.cpus), self.notes)
         return pa.table(dict(name=[part.name], content=pa.array([content], pa.binary())))
 
 

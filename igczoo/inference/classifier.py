@@ -1,6 +1,7 @@
 """From a name to a classifier, and from photographs to labels with scores."""
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -29,7 +30,7 @@ from .explain import Explanation, explain
 from .photograph import Fit, ImageError, find_images, image_name, open_image
 from .prediction import Prediction
 
-__all__ = ['Classifier', 'Prediction', 'load']
+__all__ = ['Classifier', 'Prediction', 'deployed_as_asked', 'load']
 
 BATCH_SIZE = 8
 PACKAGE = __name__.partition('.')[0]
@@ -77,6 +78,12 @@ class Classifier:
         num_classes = getattr(model, 'num_classes', len(self.labels))
         if len(self.labels) != num_classes:
             raise ValueError(f'there are {len(self.labels)} labels for a model of {num_classes} classes; give one for each class')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != '_turn'}       # a lock is of its process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turn=threading.Lock())
 
     @property
     def network(self) -> nn.Module:
@@ -290,6 +297,25 @@ def load(
         advice = 'config.json and model.safetensors must fit' if folder else 'check its name and the network'
         raise ValueError(f'{folder or source}: cannot be loaded ({_one_line(error)}); {advice}') from error
     return Classifier(model, preprocess, classifier.labels, deploy=True, exact=exact) if deploy else classifier
+
+
+def deployed_as_asked(classifier: Classifier, deploy: bool | None) -> Classifier:
+    """A classifier that computes by its deployed form, or not; with None, where its model can be deployed, without compiling for it.
+
+    Raises:
+        ValueError: the model cannot be deployed, and shall be.
+    """
+    if deploy is False:
+        return classifier
+    try:
+        network = deployed(classifier.model, build=bool(deploy))
+    except ValueError:
+        if deploy:
+            raise
+        return classifier       # of a model that keeps statistics of another kind, or of another package
+    other = copy.copy(classifier)
+    other._deployed = network
+    return other
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:

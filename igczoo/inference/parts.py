@@ -257,8 +257,8 @@ def schema() -> pyarrow.Schema:
     ])
 
 
-def classify_part(classifier: Classifier, part: Part, k: int, batch_size: int) -> pyarrow.Table:
-    """Classify the images of a part, one batch in memory at a time: a table with the columns of `schema` and a row for each, in order."""
+def classify_part(classifier: Classifier, part: Part, k: int, batch_size: int, workers: int) -> pyarrow.Table:
+    """Classify the images of a part, a few batches in memory: a table with the columns of `schema` and a row for each, in order."""
     import pyarrow as pa
     places: list[tuple[str, int | None]] = []
     unread: dict[int, ImageError] = {}
@@ -271,7 +271,7 @@ def classify_part(classifier: Classifier, part: Part, k: int, batch_size: int) -
             if not isinstance(source, ImageError):
                 yield source
 
-    answers = [outcome for _, outcome in classifier.classify_each(sources(), k, batch_size)]
+    answers = [outcome for _, outcome in classifier.classify_each(sources(), k, batch_size, workers)]
     for number, error in sorted(unread.items()):
         answers.insert(number, error)
     rows = [_row(path, row, answer) for (path, row), answer in zip(places, answers, strict=True)]

@@ -21,7 +21,7 @@ def classifier():
 
 
 def rows_of(classifier, parts: list[Part]) -> list[dict]:
-    return [row for part in parts for row in classify_part(classifier, part, 3, 4).to_pylist()]
+    return [row for part in parts for row in classify_part(classifier, part, 3, 4, 1).to_pylist()]
 
 
 def check(rows: list[dict], predictions: list) -> None:
@@ -112,7 +112,7 @@ def test_a_name_of_any_bytes(classifier, tmp_path):
     for name in (b'caf\xe9.png', b'line\nbreak.png'):
         Path(os.fsdecode(os.fsencode(tmp_path) + b'/' + name)).write_bytes(photograph(0))
     [part] = plan_parts(tmp_path, 9, '')
-    rows = classify_part(classifier, Part.from_json(part.to_json()), 1, 4).to_pylist()
+    rows = classify_part(classifier, Part.from_json(part.to_json()), 1, 4, 1).to_pylist()
     assert [Path(row['path']).name for row in rows] == ['caf\\udce9.png', 'line\nbreak.png'] and not any(row['error'] for row in rows)
 
 
@@ -130,7 +130,7 @@ def test_a_written_part(classifier, tmp_path):
     (tmp_path / 'a' / 'bad.png').write_bytes(b'bad')
     [part] = plan_parts(tmp_path, 9, '')
     file = tmp_path / 'part.parquet'
-    file.write_bytes(write_part(classify_part(classifier, part, 2, 4), dict(model='m')))
+    file.write_bytes(write_part(classify_part(classifier, part, 2, 4, 1), dict(model='m')))
     assert pq.read_schema(file).equals(schema()) and read_notes(file) == dict(model='m', images=3, errors=1)
     assert [(field.name, str(field.type)) for field in schema()] == [
         ('path', 'string'), ('row', 'int64'), ('label', 'string'), ('score', 'float'), ('index', 'int32'),
