@@ -86,7 +86,9 @@ def comparison(card: Card) -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README's text with the table of all models and of this installation's checkpoints, and comparisons, between its `TABLE_MARKS`.
+    """The README's text with a table and comparisons between its `TABLE_MARKS`.
+
+    The table has this installation's checkpoints, and of the other models those that somebody prints an accuracy of.
 
     Raises:
         ValueError: the text has not each mark once, in their order.
@@ -96,7 +98,7 @@ def with_table(readme: str) -> str:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
     found = cards()
-    tables = '\n'.join(filter(None, [models_table(found, VARIANTS), *(comparison(found[name]) for name in sorted(found))]))
+    tables = '\n'.join(filter(None, [models_table(found, filter(printed, VARIANTS)), *(comparison(found[name]) for name in sorted(found))]))
     return f'{before}{start}\n{tables}{end}{rest.partition(end)[2]}'
 
 
