@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import get_terminal_size
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['main']
 
 DEFAULT_MODEL = 'igcnet18'
+FEW = 16    # photographs; the deployed form of a net takes longer to make than it saves on fewer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     def add_batch_size(sub: argparse.ArgumentParser, default: int) -> None:
         sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
 
+    def add_reading(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one a core)')
+        sub.add_argument('--exact', action='store_true', help='decode every pixel also of large JPEG files, which takes longer')
+
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--json', action='store_true', help='print JSON')
 
@@ -90,9 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a URL, or a folder of images')
     add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
-    add_batch_size(sub, 32)
+    add_batch_size(sub, 8)
+    add_reading(sub)
     add_device(sub)
-    add_deploy(sub, None, 'default: where it has one')
+    add_deploy(sub, None, f'default: where it has one and there are {FEW} photographs at least')
     add_json(sub)
 
     sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
@@ -118,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
     sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
     sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
-    add_batch_size(sub, 256)
-    sub.add_argument('--workers', type=int, default=0, help='processes that decode images (default: %(default)s)')
+    add_batch_size(sub, 32)
+    add_reading(sub)
     add_device(sub)
     add_deploy(sub, False, 'default: by the model as it is written')
     add_json(sub)
@@ -194,6 +200,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    return 0 if text == '0' else _positive(text)
+
+
 def _above_zero(text: str) -> float:
     try:
         number = float(text)
@@ -211,8 +221,12 @@ def _name(arguments: argparse.Namespace) -> str:
     return arguments.name or arguments.model
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+
+
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    print(_json(value))
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -237,14 +251,14 @@ def _info(arguments: argparse.Namespace) -> None:
     print(card_page(card, copies, min(get_terminal_size().columns, 100)))
 
 
-def _load(name: str, device: str, deploy: bool | None) -> Classifier:
+def _load(name: str, device: str, deploy: bool | None, exact: bool) -> Classifier:
     """A classifier, deployed; with None, where its model can be deployed, and without compiling a kernel for it."""
     from .deployment.deploy import deploy as deployed
     from .inference.classifier import Classifier, load
-    classifier = load(name, device, deploy=bool(deploy))
+    classifier = load(name, device, deploy=bool(deploy), exact=exact)
     if deploy is None:
         with suppress(ValueError):      # a model that keeps statistics of another kind, or from another family
-            return Classifier(deployed(classifier.model, build=False), classifier.preprocess, classifier.labels)
+            return Classifier(deployed(classifier.model, build=False), classifier.preprocess, classifier.labels, exact=exact)
     return classifier
 
 
@@ -252,25 +266,29 @@ def _classify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .inference.photograph import ImageError, find_images
-    classifier = _load(arguments.model, arguments.device, arguments.deploy)
     images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
+    deploy = False if arguments.deploy is None and len(images) < FEW else arguments.deploy
+    classifier = _load(arguments.model, arguments.device, deploy, arguments.exact)
     width = min(max(map(len, images)), 48)
-    results, failed = [], 0
+    failed = 0
     mixed = not arguments.json and sys.stdout.isatty()      # the labels and the bar, on one terminal
     hidden = True if mixed or len(images) <= arguments.batch_size else None
-    outcomes = classifier.classify_each(images, k=arguments.k, batch_size=arguments.batch_size)
-    for image, outcome in tqdm(outcomes, 'classify', len(images), disable=hidden):
-        if isinstance(outcome, ImageError):
-            failed += 1
-            results.append(dict(image=image, error=str(outcome)))
-            print(f'igczoo classify: {outcome}', file=sys.stderr)
-            continue
-        results.append(dict(image=image, predictions=[prediction._asdict() for prediction in outcome]))
-        if not arguments.json:
-            for rank, (label, score, _) in enumerate(outcome):
-                print(f'{image if rank == 0 else "":{width}}  {score:7.2%}  {label}', flush=rank == 0)
+    with closing(classifier.classify_each(images, arguments.k, arguments.batch_size, arguments.workers)) as outcomes:
+        for number, (image, outcome) in enumerate(tqdm(outcomes, 'classify', len(images), disable=hidden)):
+            if isinstance(outcome, ImageError):
+                failed += 1
+                print(f'igczoo classify: {outcome}', file=sys.stderr)
+            if arguments.json:
+                found = dict(error=str(outcome)) if isinstance(outcome, ImageError) else dict(
+                    predictions=[prediction._asdict() for prediction in outcome])
+                text = _json(dict(image=image) | found).replace('\n', '\n ')     # as far in as in an array
+                print(',' if number else '[', f' {text}', sep='\n', end='', flush=True)
+            elif not isinstance(outcome, ImageError):
+                for rank, (label, score, _) in enumerate(outcome):
+                    print(f'{image if rank == 0 else "":{width}}  {score:7.2%}  {label}')
+                sys.stdout.flush()
     if arguments.json:
-        _print_json(results)
+        print('\n]')
     return 1 if failed else 0
 
 
@@ -308,7 +326,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .training.report import write_predictions, write_report
     name = _name(arguments)
     dataset = open_split(arguments.data, train=False)
-    classifier = load(name, arguments.device, deploy=arguments.deploy)
+    classifier = load(name, arguments.device, deploy=arguments.deploy, exact=arguments.exact)
     result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
     if arguments.csv:
         write_predictions(arguments.csv, result)

@@ -16,6 +16,7 @@ from igczoo import __version__
 from igczoo.checkpoints.card import cards
 from igczoo.cli import main
 from igczoo.deployment import bench
+from igczoo.inference.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'
@@ -119,6 +120,37 @@ def test_classify_prints_a_table_or_json(capsys):
     assert f'{predictions[0]["score"]:.2%}' in lines[0]
 
 
+def test_what_is_found_is_printed_at_once(capsys, monkeypatch):
+    whole = run(capsys, 'classify', PHOTOGRAPH, ROOT / 'README.md', 'no\u2028such.jpg', PHOTOGRAPH, '-k', 2, '--json')[1]
+    assert json.loads(whole)[2]['image'] == 'no\u2028such.jpg'
+    assert whole == json.dumps(json.loads(whole), indent=1, ensure_ascii=False) + '\n'
+    each = Classifier.classify_each
+
+    def slowly(*arguments):
+        for number, pair in enumerate(each(*arguments)):
+            if number == 2:
+                seen.append(capsys.readouterr().out)
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(Classifier, 'classify_each', slowly)
+    for switch, first in ((), 'sports car'), (('--json',), '[\n {\n  "image": '):
+        seen = []
+        assert run(capsys, 'classify', *[PHOTOGRAPH] * 3, *switch)[0] == 130
+        assert first in seen[0] and seen[0].count('sports car') == 2 and not (switch and seen[0].endswith(']\n'))
+
+
+def test_workers_and_exact(capsys, tmp_path):
+    large = tmp_path / 'large.jpg'
+    Image.open(PHOTOGRAPH).resize((1600, 1200)).save(large)
+    found = {switches: run(capsys, 'classify', large, ROOT / 'examples', '-k', 1, '--json', '--model', CIFAR, *switches)
+             for switches in ((), ('--workers', '0'), ('--workers', '3', '--batch-size', '2'), ('--exact',))}
+    assert all(status == 0 and not err for status, _, err in found.values())
+    outs = {switches: [one['predictions'][0]['score'] for one in json.loads(out)] for switches, (_, out, _) in found.items()}
+    assert outs['--workers', '0'] == pytest.approx(outs[()], abs=1e-5) == outs['--workers', '3', '--batch-size', '2']
+    assert abs(outs['--exact',][0] - outs[()][0]) > 1e-5
+
+
 def test_the_examples_are_recognised_as_the_card_says(capsys):
     status, out, _ = run(capsys, 'classify', ROOT / 'examples', '-k', 1, '--json')
     found = {Path(result['image']).stem: result['predictions'][0]['label'] for result in json.loads(out)}
@@ -146,12 +178,19 @@ def test_classify_deploys_where_it_can(capsys, tmp_path, deployable):
     timm.models.save_for_hf(timm.create_model('igc_resnet20_l4m8', **norm), str(folder), norm, safe_serialization=True)
     outputs = {}
     for switch in ((), ('--deploy',), ('--no-deploy',)):
-        status, out, err = run(capsys, 'classify', PHOTOGRAPH, '--model', folder, '--json', *switch)
+        status, out, err = run(capsys, 'classify', *[PHOTOGRAPH] * 16, '--model', folder, '--json', *switch)
         assert status == (not deployable and switch == ('--deploy',))
         assert not err or err.startswith('igczoo classify: deploy: ')
         outputs[switch] = out and {prediction['label']: prediction['score'] for prediction in json.loads(out)[0]['predictions']}
     assert outputs[()] == pytest.approx(outputs['--no-deploy',], abs=1e-4)
     assert outputs[()] == outputs['--deploy' if deployable else '--no-deploy',]
+
+
+def test_few_photographs_are_not_worth_deploying(capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr('igczoo.deployment.deploy.deploy', lambda model, **options: made.append(model) or model)
+    for count in (15, 16):
+        assert run(capsys, 'classify', *[PHOTOGRAPH] * count, '--model', CIFAR)[0] == 0 and len(made) == count - 15
 
 
 def test_verify(capsys):
@@ -291,7 +330,8 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['verify'], ['evaluate', 'x'], ['export', 'x'],
+    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
+    ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],
     ['finetune', 'x', '--data', 'x', '-o', 'x', '--minutes', '0'],
     ['bench', 'igcnet18', '--dtype', 'int8']])

@@ -4,8 +4,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sized
+from concurrent.futures import Future
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +19,47 @@ from PIL import Image
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Resize
 
 from ..checkpoints.card import find_card
 from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
+from .ahead import ahead, batches, thread_count
 from .explain import Explanation, explain
-from .photograph import ImageError, find_images, image_name, open_image
+from .photograph import Fit, ImageError, find_images, image_name, open_image
 from .prediction import Prediction
 
 __all__ = ['Classifier', 'Prediction', 'load']
 
+BATCH_SIZE = 8
 PACKAGE = __name__.partition('.')[0]
+
+_one_at_a_time = threading.Lock()   # of models that are compiled or not on a CPU: several batches on a GPU take memory and no less time
 
 
 class Classifier:
     """A model with the preprocessing and the class names of its checkpoint.
 
     An image may be anything `photograph.open_image` takes. A call takes one image, a list or tuple of them, or a folder, which stands for
-    the list `photograph.find_images` makes of it. Images are decoded one batch at a time, and the model is put into evaluation mode.
+    the list `photograph.find_images` makes of it. The model is put into evaluation mode.
+
+    Several images go through threads, each of which decodes, preprocesses and computes a batch on its share of the cores: ``workers`` of
+    them, by default as many as there are cores. With 0 of them all this is done in the caller's thread, where contexts such as
+    torch.autocast reach it. Not more than (2 * workers + 1) * batch_size images have been taken and not been given back yet, and an image
+    must not change in between.
 
     Args:
-        model: a timm model, (N, 3, H, W) -> logits (N, classes).
-        preprocess: an RGB PIL image -> float32 (3, H, W).
+        model: a timm model, (N, 3, H, W) -> logits (N, classes). On a CPU it is called by several threads at once, unless it is compiled.
+        preprocess: an RGB PIL image -> float32 (3, H, W), likewise.
         labels: the name of each class.
         deploy: compute by the faster form that `igczoo.deploy` makes of the model as it is now. It has weights of its own: what is
             done to the model later changes nothing here, and a model that is trained on needs a new Classifier.
+        exact: decode every pixel of a photograph. Otherwise large JPEG files are decoded smaller, as `photograph.open_image` says, where
+            the preprocessing begins with torchvision's Resize of one number.
 
     Attributes:
         model, preprocess, labels: as given, labels as a tuple.
+        fit: what a photograph is opened for, as `photograph.open_image` takes it; None where every pixel is decoded.
         network: what computes, the model or its deployed form.
         device, dtype: of the network's weights.
 
@@ -51,10 +68,12 @@ class Classifier:
     """
 
     def __init__(
-            self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], labels: Iterable[str], deploy: bool = False):
+            self, model: nn.Module, preprocess: Callable[[Image.Image], Tensor], labels: Iterable[str], deploy: bool = False,
+            exact: bool = False):
         self.model = model.eval()
         self._deployed = deployed(model) if deploy else None
         self.preprocess = preprocess
+        self.fit = None if exact else _fit(preprocess)
         self.labels = tuple(labels)
         num_classes = getattr(model, 'num_classes', len(self.labels))
         if len(self.labels) != num_classes:
@@ -78,110 +97,131 @@ class Classifier:
         return next(tensor for tensor in tensors if tensor.is_floating_point())
 
     def classify(
-            self, images: Any, k: int = 5, batch_size: int = 32, on_error: str = 'raise',
+            self, images: Any, k: int = 5, batch_size: int = BATCH_SIZE, on_error: str = 'raise', workers: int | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """The likeliest classes of each image.
 
         Args:
             images: one image, a list or tuple of images, or a folder.
             k: how many classes; all of them where there are fewer.
-            batch_size: images that go through the model together.
+            batch_size: images that go through the model together, at most.
             on_error: 'raise', or 'skip' to give an image that cannot be opened no predictions, and say why in a UserWarning.
+            workers: threads.
 
         Returns:
             Predictions, best first, for one image; otherwise the list of such lists, in the order of the images.
 
         Raises:
             ImageError: an image that cannot be opened, or a folder without images.
-            ValueError: k or batch_size is not a positive integer, or on_error is another word.
+            ValueError: k or batch_size is not a positive integer, workers no integer from 0, or on_error is another word.
         """
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"classify: on_error is {on_error!r}; it must be 'raise' or 'skip'")
         sources, single = _as_list(images)
         results = []
-        for _, outcome in self.classify_each(sources, k, batch_size):
-            if isinstance(outcome, ImageError):
-                if on_error == 'raise':
-                    raise outcome
-                warnings.warn(f'skipped {outcome}', stacklevel=2)
-                outcome = []
-            results.append(outcome)
+        with closing(self.classify_each(sources, k, batch_size, workers)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, ImageError):
+                    if on_error == 'raise':
+                        raise outcome
+                    warnings.warn(f'skipped {outcome}', stacklevel=2)
+                    outcome = []
+                results.append(outcome)
         return results[0] if single else results
 
     def classify_each(
-            self, images: Iterable[Any], k: int = 5, batch_size: int = 32,
-    ) -> Iterator[tuple[Any, list[Prediction] | ImageError]]:
+            self, images: Iterable[Any], k: int = 5, batch_size: int = BATCH_SIZE, workers: int | None = None,
+    ) -> Generator[tuple[Any, list[Prediction] | ImageError], None, None]:
         """Classify any number of images as they come, one bad image stopping none of the others.
 
         ``dict(classifier.classify_each(find_images(folder)))`` says which file shows what.
 
         Args:
-            images: any iterable of images, read one batch at a time.
+            images: any iterable of images, also an endless one.
             k: how many classes; all of them where there are fewer.
-            batch_size: images that go through the model together.
+            batch_size: images that go through the model together, at most.
+            workers: threads.
 
         Returns:
-            An iterator over pairs in the order of the images: the image as it was given, and its predictions, best first, or the
-            ImageError that says why there are none.
+            A generator of pairs in the order of the images: the image as it was given, and its predictions, best first, or the
+            ImageError that says why there are none. Closing it ends the threads.
 
         Raises:
-            ValueError: k or batch_size is not a positive integer.
+            ValueError: k or batch_size is not a positive integer, or workers no integer from 0.
         """
         _check_positive(k=k, batch_size=batch_size)
-        return ((image, output if isinstance(output, ImageError) else self._best(output, k))
-                for image, output in self._each(images, batch_size, self._logits))
+        return self._each(images, batch_size, thread_count(workers), self.network, partial(self._best, k=k))
 
-    def embed(self, images: Any, batch_size: int = 32) -> Tensor:
+    def embed(self, images: Any, batch_size: int = BATCH_SIZE, workers: int | None = None) -> Tensor:
         """What the model's classifier sees of each image: its pooled features.
 
         Args:
             images: one image, a list or tuple of images, or a folder.
-            batch_size: images that go through the model together.
+            batch_size: images that go through the model together, at most.
+            workers: threads.
 
         Returns:
             float32 (n, num_features) on the CPU; n is 1 for one image.
 
         Raises:
             ImageError: an image that cannot be opened, or a folder without images.
-            ValueError: batch_size is not a positive integer.
+            ValueError: batch_size is not a positive integer, or workers no integer from 0.
         """
         _check_positive(batch_size=batch_size)
         rows = []
-        for _, output in self._each(_as_list(images)[0], batch_size, self._features):
-            if isinstance(output, ImageError):
-                raise output
-            rows.append(output)
+        with closing(self._each(_as_list(images)[0], batch_size, thread_count(workers), self._features, lambda row: row)) as outputs:
+            for _, output in outputs:
+                if isinstance(output, ImageError):
+                    raise output
+                rows.append(output)
         return torch.stack(rows) if rows else torch.empty(0, self.model.num_features)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of preprocessed images (N, 3, H, W): float32 (N, classes) on the CPU."""
+        return self._run(self.network, x)
 
     def explain(self, image: Any, label: str | int | None = None) -> Explanation:
         """Where the net looked: a heat map over a photograph, for the likeliest label or a named one; see `explain.explain`."""
         return explain(self, image, label)
 
     def _each(
-            self, images: Iterable[Any], batch_size: int, forward: Callable[[Tensor], Tensor],
-    ) -> Iterator[tuple[Any, Tensor | ImageError]]:
-        """Each image with its row of what ``forward`` gives for its batch, float32 on the CPU, or with what is wrong with it."""
-        images = iter(images)
-        while batch := list(itertools.islice(images, batch_size)):
-            inputs = [self._input(image) for image in batch]
+            self, images: Iterable[Any], batch_size: int, workers: int, forward: Callable[[Tensor], Tensor],
+            outcome: Callable[[Tensor], Any],
+    ) -> Generator[tuple[Any, Any], None, None]:
+        """Each image with what ``outcome`` makes of its row of what ``forward`` gives for its batch, float32 on the CPU, or with what is
+        wrong with it."""
+        if isinstance(images, Sized) and len(images) < 2:       # a single one has all threads of torch
+            workers = 0
+        elif isinstance(images, Sized) and workers:             # each thread gets as many
+            rounds = -(-len(images) // (workers * batch_size))
+            batch_size = -(-len(images) // (workers * rounds))
+        until: Future = Future()
+
+        def work(batch: list[Any]) -> list[Any]:
+            inputs = [self._input(image, until) for image in batch]
             good = [x for x in inputs if isinstance(x, Tensor)]
             rows = iter(self._run(forward, torch.stack(good)) if good else ())
-            for image, x in zip(batch, inputs, strict=True):
-                yield image, _finite(image, next(rows)) if isinstance(x, Tensor) else x
+            found = [_finite(image, next(rows)) if isinstance(x, Tensor) else x for image, x in zip(batch, inputs, strict=True)]
+            return [outcome(row) if isinstance(row, Tensor) else row for row in found]
 
-    def _input(self, image: Any) -> Tensor | ImageError:
+        with closing(ahead(work, batches(images, batch_size), workers)) as worked:
+            try:
+                for batch, outcomes in worked:
+                    yield from zip(batch, outcomes, strict=True)
+            finally:
+                until.set_result(None)
+
+    def _input(self, image: Any, until: Future) -> Tensor | ImageError:
         try:
-            return self.preprocess(open_image(image))
+            return self.preprocess(open_image(image, self.fit, until))
         except ImageError as error:
             return error
 
     @torch.inference_mode()
     def _run(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        self.network.eval()     # its user may have trained it since
-        return forward(x.to(self.device, self.dtype)).float().cpu()
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        with _one_at_a_time if self.device.type != 'cpu' or hasattr(self.network, '_orig_mod') else nullcontext():
+            self.network.eval()     # its user may have trained it since
+            return forward(x.to(self.device, self.dtype)).float().cpu()
 
     def _features(self, x: Tensor) -> Tensor:
         return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
@@ -189,6 +229,15 @@ class Classifier:
     def _best(self, logits: Tensor, k: int) -> list[Prediction]:
         scores, indices = logits.softmax(0).topk(min(k, len(logits)))
         return [Prediction(self.labels[index], score, index) for score, index in zip(scores.tolist(), indices.tolist(), strict=True)]
+
+
+def _fit(preprocess: Callable[[Image.Image], Tensor]) -> Fit | None:
+    """The resize that preprocessing begins with, if it is one of the shorter side."""
+    first = preprocess.transforms[0] if isinstance(preprocess, Compose) and preprocess.transforms else None
+    if not (type(first) is Resize and isinstance(first.size, int) and first.max_size is None):
+        return None
+    resample = Image.Resampling.__members__.get(first.interpolation.name)
+    return None if resample is None else Fit(first.size, resample)
 
 
 def _finite(image: Any, row: Tensor) -> Tensor | ImageError:
@@ -206,6 +255,7 @@ def load(
         dtype: torch.dtype = torch.float32,
         cache_dir: str | os.PathLike | None = None,
         deploy: bool = False,
+        exact: bool = False,
 ) -> Classifier:
     """Load a checkpoint with its preprocessing and class names.
 
@@ -216,6 +266,7 @@ def load(
         dtype: in what the model computes.
         cache_dir: folder that downloads are kept in, instead of the usual cache.
         deploy: compute by the deployed form of the model, as `Classifier` says.
+        exact: decode every pixel of a photograph, likewise.
 
     Raises:
         CardError: the name is no checkpoint's; the message lists those there are.
@@ -233,13 +284,13 @@ def load(
         if (channels := resolve_model_data_config(model)['input_size'][0]) != 3:
             raise ValueError(f'it takes images of {channels} channels, and photographs have 3')
         preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
-        classifier = Classifier(model, preprocess, _labels(model))
+        classifier = Classifier(model, preprocess, _labels(model), exact=exact)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
         if ':' not in source:   # a checkpoint of this package, whose errors say all
             raise
         advice = 'config.json and model.safetensors must fit' if folder else 'check its name and the network'
         raise ValueError(f'{folder or source}: cannot be loaded ({_one_line(error)}); {advice}') from error
-    return Classifier(model, preprocess, classifier.labels, deploy=True) if deploy else classifier
+    return Classifier(model, preprocess, classifier.labels, deploy=True, exact=exact) if deploy else classifier
 
 
 def _resolve(name: str) -> tuple[str, Path | None]:

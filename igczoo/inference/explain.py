@@ -63,7 +63,8 @@ def explain(classifier: Classifier, image: Any, label: str | int | None = None) 
     """Where in an image the net found what speaks for a label.
 
     Grad-CAM (Selvaraju et al., 2017): the last feature map, each channel weighted by the mean gradient of the label's logit, where the sum
-    is positive. It is as coarse as that map. A deployed classifier is explained by the net it was made of.
+    is positive. It is as coarse as that map. A deployed classifier is explained by the net it was made of. Every pixel of the photograph is
+    decoded, which the picture shows.
 
     Args:
         classifier: of a net whose last map is what `forward_features` gives.

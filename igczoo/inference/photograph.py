@@ -12,18 +12,22 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ['ImageError', 'find_images', 'image_name', 'open_image']
+__all__ = ['Fit', 'ImageError', 'find_images', 'image_name', 'open_image']
 
 MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 1000           # long side to short: resizing the short side of a longer strip would make a huge image of it
 MAX_SCANS = 100             # of a progressive JPEG; encoders write about ten
+MARGIN = 4                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it is resized to then
 BAND_ROWS = 64              # of grey values that are scaled at a time
 FETCH_SECONDS = 30          # for a whole download
 
@@ -65,11 +69,41 @@ class _Quiet:
 _quiet = _Quiet()
 
 
+class _Turns:
+    """One thread at a time inside with the same object: Pillow decodes an image when it is first used, which two threads must not do."""
+
+    def __init__(self):
+        self.lock, self.inside = threading.Lock(), {}      # id -> a lock, and how many threads are inside or wait
+
+    @contextmanager
+    def __call__(self, thing: Any) -> Iterator[None]:
+        with self.lock:
+            turn, users = self.inside.get(id(thing), (threading.Lock(), 0))
+            self.inside[id(thing)] = turn, users + 1
+        try:
+            with turn:
+                yield
+        finally:
+            with self.lock:
+                turn, users = self.inside.pop(id(thing))
+                if users > 1:
+                    self.inside[id(thing)] = turn, users - 1
+
+
+_turn_with = _Turns()
+
+
 class ImageError(ValueError):
     """Something that cannot be opened as an image; the message is one line."""
 
 
-def open_image(source: Any) -> Image.Image:
+class Fit(NamedTuple):
+    """What will be done first with a photograph: its shorter side is resized to so many pixels, the longer one in proportion."""
+    side: int
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+
+def open_image(source: Any, fit: Fit | None = None, until: concurrent.futures.Future | None = None) -> Image.Image:
     """Open one image as it comes and bring it to 8-bit RGB.
 
     The EXIF orientation is applied and transparency is laid on white. Of an animation the first frame is taken, of a PIL image the frame
@@ -81,9 +115,15 @@ def open_image(source: Any) -> Image.Image:
     their range, from the first of 0..1 (floats only), 0..255 and 0..65535 that holds every pixel, otherwise from the darkest pixel to
     the brightest.
 
+    Who says by ``fit`` what the image will be resized to gets large JPEG files so resized already, and much sooner: libjpeg computes 1/2,
+    1/4 or 1/8 of the pixels across and down, the smallest share that leaves the shorter side MARGIN times ``fit.side`` at least, and these
+    are resized. Where there is no such share, and of everything but JPEG files, every pixel is what it is without ``fit``.
+
     Args:
         source: a path; an http or https URL; the bytes of an image file; a PIL image, which is not changed; a uint8 numpy array (H, W) or
             (H, W, C); a torch tensor (C, H, W), uint8 or floating point in 0..1. C is 1, 3 (RGB) or 4 (RGBA).
+        fit: as torchvision's Resize of one number does it.
+        until: a URL is waited for no longer once this is done.
 
     Returns:
         A new PIL image of mode RGB.
@@ -94,12 +134,13 @@ def open_image(source: Any) -> Image.Image:
     """
     name = image_name(source)
     if isinstance(source, str) and source.lower().startswith(('http://', 'https://')):
-        source = _fetch(source, name)
+        source = _fetch(source, name, until)
     elif isinstance(source, str | os.PathLike):
         source = _read(source, name)
-    with _quiet:
+    with _quiet, _turn_with(source) if isinstance(source, Image.Image) else nullcontext():
         try:
-            return _to_rgb(_to_pil(source, name), name)
+            image = _to_pil(source, name)
+            return _to_rgb(image, name, fit if isinstance(image, JpegImageFile) and image is not source else None)
         except ImageError:
             raise
         except Exception as error:  # a damaged file can make Pillow's readers raise anything
@@ -115,19 +156,26 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     """
     if not os.fspath(folder) or not (root := Path(folder).expanduser()).is_dir():     # Path('') is the current folder
         raise ImageError(f'{image_name(folder)}: is no folder; give a folder of images')
-    found = sorted(_walk(root))
+    found = list(_walk(root))
     if not found:
         raise ImageError(f'{image_name(folder)}: holds no image; looked for files ending in {", ".join(SUFFIXES)}')
     return found
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Regular files, also linked ones: a pipe would never end. Linked folders may lead back here."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for name in files:
-            if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(os.path.join(folder, name)):
-                yield Path(folder, name)
+    """Regular files, also linked ones: a pipe would never end. Linked folders may lead back here, and unreadable ones are passed over.
+
+    By name, a folder's files in its place, which is how paths sort.
+    """
+    waiting: list[Path | os.DirEntry] = [root]
+    while waiting:
+        entry = waiting.pop()
+        if entry is root or entry.is_dir(follow_symlinks=False):
+            with suppress(OSError), os.scandir(entry) as entries:
+                waiting += sorted((one for one in entries if not one.name.startswith('.')), key=attrgetter('name'), reverse=True)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and (
+                entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry))):
+            yield Path(entry)
 
 
 def image_name(source: Any) -> str:
@@ -167,8 +215,8 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
         raise ImageError(f'{name}: cannot be read ({found}); check the path and its permissions') from error
 
 
-def _fetch(url: str, name: str) -> bytes:
-    """The body of a URL, or an error, within FETCH_SECONDS.
+def _fetch(url: str, name: str, until: concurrent.futures.Future | None) -> bytes:
+    """The body of a URL, or an error, within FETCH_SECONDS and until it is not wanted any more.
 
     A socket's timeout bounds each wait for a packet only; the thread bounds the whole, resolving and redirections included.
     """
@@ -181,8 +229,9 @@ def _fetch(url: str, name: str) -> bytes:
             body.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
+    concurrent.futures.wait([body] if until is None else [body, until], FETCH_SECONDS, concurrent.futures.FIRST_COMPLETED)
     try:
-        return body.result(FETCH_SECONDS)
+        return body.result(0)
     except ImageError:
         raise
     except urllib.error.HTTPError as error:
@@ -245,7 +294,7 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
                          f'give a JPEG, PNG, WebP, GIF, TIFF or BMP file') from None
     except Image.DecompressionBombError as error:
         raise ImageError(f'{name}: is too large to be decoded safely ({error}); make a smaller copy of the image') from None
-    if image.format == 'JPEG' and (scans := data.count(b'\xff\xda')) > MAX_SCANS:   # each is decoded over the whole image
+    if isinstance(image, JpegImageFile) and (scans := data.count(b'\xff\xda')) > MAX_SCANS:   # each is decoded over the whole image
         raise ImageError(f'{name}: has {scans} scans, more than the {MAX_SCANS} allowed; save it again as JPEG or PNG')
     if image.format == 'EPS':   # a program, which Pillow would have Ghostscript run
         raise ImageError(f'{name}: is PostScript, which is not run; save it as PNG')
@@ -284,8 +333,9 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 # From any mode to RGB -----------------------------------------------------------------------------------------------------------------
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new image, also where this one is RGB already."""
+def _to_rgb(image: Image.Image, name: str, fit: Fit | None = None) -> Image.Image:
+    """A new image, also where this one is RGB already; with ``fit`` of a JPEG file, as `open_image` says."""
+    resized = _decode_smaller(image, fit) if fit else None
     image.load()    # a TIFF is turned upright here already
     turn = TURNS.get(_orientation(image))
     if image.mode.startswith('I') or image.mode == 'F':
@@ -296,7 +346,19 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         white.paste(image, mask=image)
         image = white
     image = image.convert('RGB')
+    if resized:
+        image = image.resize(*resized)
     return image if turn is None else image.transpose(turn)
+
+
+def _decode_smaller(image: JpegImageFile, fit: Fit) -> tuple[tuple[int, int], Image.Resampling, tuple[float, float, float, float]] | None:
+    """Have a file decoded smaller, where it keeps enough; the size, filter and box by which it is resized then."""
+    (width, height), short = image.size, min(image.size)
+    for share in (8, 4, 2):
+        if short >= share * MARGIN * fit.side and (drafted := image.draft(None, (width // share, height // share))):
+            size = tuple(fit.side if side == short else int(fit.side * side / short) for side in (width, height))
+            return size, fit.resample, drafted[1]       # the box ends within the last row and column where the sizes are no multiples
+    return None
 
 
 def _orientation(image: Image.Image) -> int | None:

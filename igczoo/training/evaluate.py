@@ -5,19 +5,21 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
+from ..inference.ahead import ahead, batches, thread_count
 from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction
-from .images import Part, open_split
+from .images import open_split
 
 __all__ = ['ClassScore', 'Evaluation', 'Guess', 'count_correct', 'evaluate', 'evaluate_set', 'wilson_interval']
 
@@ -50,40 +52,43 @@ class Evaluation:
     guesses: tuple[Guess, ...]  # of every image, in the data's order
 
 
-def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 256, workers: int = 0) -> Evaluation:
-    """Measure a classifier on the evaluation split of a data set, with the classifier's own preprocessing.
+def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 32, workers: int | None = None) -> Evaluation:
+    """Measure a classifier on the evaluation split of a data set, with the classifier's own way to open and preprocess photographs.
 
     Args:
         classifier: as `classifier.load` gives it.
         data: a data set as `images.open_split` reads it. Its classes are matched with the classifier's labels by name or by id.
-        batch_size: images at a time.
-        workers: processes that decode; 0 decodes in this one.
+        batch_size: images that go through the model together.
+        workers: threads, as `Classifier` says.
 
     Raises:
-        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened.
+        ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened; workers
+            is no integer from 0.
         RuntimeError: a logit is infinite or not a number.
     """
     return evaluate_set(classifier, open_split(data, train=False), str(data), batch_size, workers)
 
 
-def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 256, workers: int = 0) -> Evaluation:
-    """`evaluate` on a set that is open, of the name ``data``, with neither a transform."""
+def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 32, workers: int | None = None) -> Evaluation:
+    """`evaluate` on a set that is open, of the name ``data``, without a transform."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
-    loader = DataLoader(Part(dataset, range(len(dataset)), transform=classifier.preprocess), batch_size, num_workers=workers)
-    device, dtype = classifier.device, classifier.dtype
+    labels = to_label[torch.tensor(dataset.targets)]
+
+    def compute(rows: list[int]) -> Tensor:
+        return classifier.logits(torch.stack([classifier.preprocess(dataset.photograph(row, classifier.fit)) for row in rows]))
+
     started = time.perf_counter()
     scores, indices, ranks = [], [], []
-    classifier.network.eval()
-    for x, y in tqdm(loader, 'evaluate', disable=None, leave=False):
-        logits = _logits(classifier.network, x.to(device, dtype))
-        best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
-        right = best == to_label[y, None]
-        scores.append(logits.softmax(1).gather(1, best))
-        indices.append(best)
-        ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
+    with closing(ahead(compute, batches(range(len(dataset)), batch_size), thread_count(workers))) as computed:
+        for rows, logits in tqdm(computed, 'evaluate', -(-len(dataset) // batch_size), disable=None, leave=False):
+            _check_finite(logits)
+            best = logits.topk(min(5, logits.shape[1])).indices                 # (N, 5)
+            right = best == labels[rows, None]
+            scores.append(logits.softmax(1).gather(1, best))
+            indices.append(best)
+            ranks.append(torch.where(right.any(1), right.int().argmax(1), 5))   # of its own label, 5 where that is not among the best
     seconds = time.perf_counter() - started
     scores, indices, ranks = torch.cat(scores), torch.cat(indices), torch.cat(ranks)
-    labels = to_label[torch.tensor(dataset.targets)]
     n, top1, top5 = len(labels), int((ranks == 0).sum()), int((ranks < 5).sum())
     low, high = wilson_interval(top1, n)
     accuracy = Accuracy(
@@ -95,14 +100,6 @@ def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size
             Guess(dataset.name(row), classifier.labels[label], tuple(
                 Prediction(classifier.labels[index], score, index) for index, score in zip(best, values, strict=True)))
             for row, (label, best, values) in enumerate(zip(labels.tolist(), indices.tolist(), scores.tolist(), strict=True))))
-
-
-@torch.inference_mode()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """float32 (N, classes) on the CPU."""
-    logits = model(x).float().cpu()
-    _check_finite(logits)
-    return logits
 
 
 def _class_scores(labels: Tensor, called: Tensor, names: Sequence[str]) -> tuple[ClassScore, ...]:

@@ -47,7 +47,7 @@ from ..checkpoints.folder import CARD, folder_card, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
 from ..inference.classifier import Classifier, load
-from ..inference.photograph import ImageError
+from ..inference.photograph import Fit, ImageError
 from ..nets.igcnet import IGCNet
 from .augment import Augmentation
 from .evaluate import evaluate_set
@@ -238,7 +238,7 @@ def _read_album(data: str | Path, out: Path, settings: Settings) -> _Album:
 
     side = settings.size
     store = out / '.photographs.npy' if len(train) * 3 * side * side > MEMORY else None
-    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8)
+    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8, fit=Fit(side))
     skipped = [*shown.skipped, *watching.skipped, *measuring.skipped]
     labels, watched_labels = (torch.tensor([part.targets[row] for row in read.rows], dtype=torch.long)
                               for part, read in ((train, shown), (watch, watching)))

@@ -1,7 +1,7 @@
 """Labelled image sets for training and evaluation: Parquet files, folders of class folders, a CSV list, or torchvision's sets.
 
-Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, and ``name(row)`` says
-what a row is called where a user reads of it.
+Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, ``photograph(row, fit)``
+opens the image alone, as `photograph.open_image` says, and ``name(row)`` says what a row is called where a user reads of it.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ from torchvision import datasets
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
-from ..inference.photograph import ImageError, find_images, open_image
+from ..inference.ahead import ahead, thread_count
+from ..inference.photograph import Fit, ImageError, find_images, open_image
 
 __all__ = [
     'FolderImages',
@@ -42,10 +43,21 @@ __all__ = [
 
 EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the labelled split that training never sees
 FILE_COLUMNS, LABEL_COLUMNS = ('file', 'image', 'path', 'filename', 'filepath'), ('label', 'class', 'target')      # of a CSV list
-WINDOW = 64         # photographs whose squares may wait for their turn
 
 
-class ParquetImages(Dataset):
+class _Photographs(Dataset):
+    """What the sets have in common: an item is its photograph, transformed, with its label."""
+    transform: Callable[[Image.Image], Any] | None = None
+
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.photograph(index)
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+class ParquetImages(_Photographs):
     """Images in Parquet files as Hugging Face's `datasets` writes them.
 
     The columns are image (bytes, path) and label, the class names stand in the metadata. Like torchvision's data sets it has ``classes``
@@ -87,14 +99,13 @@ class ParquetImages(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         file, row = self._place(index)
         encoded = self.encoded[file][row].as_py()
         try:
-            image = open_image(b'' if encoded is None else encoded)
+            return open_image(b'' if encoded is None else encoded, fit)
         except ImageError as error:
             raise ImageError(f'{self.name(index)}: {error}') from None
-        return (self.transform(image) if self.transform else image), self.targets[index]
 
     def name(self, index: int) -> str:
         file, row = self._place(index)
@@ -113,21 +124,24 @@ def _check_labels(file: Path, targets: list[int | None], classes: int) -> None:
             raise ValueError(f'{file}, row {row}: has {found}{unlabelled}; with {classes} classes it must be 0 to {classes - 1}')
 
 
-class FolderImages(ImageFolder):
+class FolderImages(_Photographs, ImageFolder):
     """Photographs in one folder a class, at any depth below it. Pipes are left out, and linked folders, which may lead back."""
 
     def __init__(self, folder: str | Path, transform: Callable[[Image.Image], Any] | None = None):
-        super().__init__(str(folder), transform, loader=open_image)
+        super().__init__(str(folder), transform)
 
     @staticmethod
     def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
         return [(str(path), index) for name, index in class_to_idx.items() for path in find_images(Path(directory, name))]
 
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.samples[index][0], fit)
+
     def name(self, index: int) -> str:
         return self.samples[index][0]
 
 
-class ListedImages(Dataset):
+class ListedImages(_Photographs):
     """Photographs by their paths."""
 
     def __init__(self, files: Sequence[Path], targets: Sequence[int], classes: Sequence[str],
@@ -137,15 +151,14 @@ class ListedImages(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = open_image(self.files[index])
-        return (self.transform(image) if self.transform else image), self.targets[index]
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.files[index], fit)
 
     def name(self, index: int) -> str:
         return str(self.files[index])
 
 
-class TorchvisionImages(Dataset):
+class TorchvisionImages(_Photographs):
     """A classification set of torchvision's, opened as every photograph is."""
 
     def __init__(self, dataset: Dataset):
@@ -158,19 +171,18 @@ class TorchvisionImages(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return open_image(self.dataset[index][0]), self.targets[index]
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.dataset[index][0], fit)
 
     def name(self, index: int) -> str:
         return f'{type(self.dataset).__name__} {index}'
 
 
-class Part(Dataset):
+class Part(_Photographs):
     """Some rows of a set, perhaps by other numbers of the classes."""
 
-    def __init__(self, whole: Dataset, rows: Sequence[int], classes: Sequence[str] | None = None,
-                 transform: Callable[[Image.Image], Any] | None = None):
-        self.whole, self.rows, self.transform = whole, list(rows), transform
+    def __init__(self, whole: Dataset, rows: Sequence[int], classes: Sequence[str] | None = None):
+        self.whole, self.rows = whole, list(rows)
         self.classes = list(whole.classes if classes is None else classes)
         number = {name: index for index, name in enumerate(self.classes)}
         self.targets = [number[whole.classes[whole.targets[row]]] if classes is not None else whole.targets[row] for row in self.rows]
@@ -178,20 +190,18 @@ class Part(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.whole[self.rows[index]][0]
-        return (self.transform(image) if self.transform else image), self.targets[index]
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return self.whole.photograph(self.rows[index], fit)
 
     def name(self, index: int) -> str:
         return self.whole.name(self.rows[index])
 
 
-class Cifar10Images(CIFAR10):
+class Cifar10Images(_Photographs, CIFAR10):
     """torchvision's CIFAR-10, opened as every photograph is."""
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = open_image(self.data[index])
-        return (self.transform(image) if self.transform else image), self.targets[index]
+    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
+        return open_image(self.data[index], fit)
 
     def name(self, index: int) -> str:
         return f'{"train" if self.train else "test"} {index}'
@@ -370,36 +380,36 @@ class Squares(NamedTuple):
     sums: list[int]                     # of all their pixels, a checksum
 
 
-def read_squares(dataset: Dataset, size: int, store: Path | None = None) -> Squares:
+def read_squares(dataset: Dataset, size: int, store: Path | None = None, fit: Fit | None = None) -> Squares:
     """Decode a set into memory or a file by as many threads as there are cores, leaving out images that cannot be opened.
+
+    Sets that are compared must be opened for the same ``fit``: thumbs and sums are of the photographs as they are opened.
 
     Args:
         dataset: without a transform.
         size: pixels; as `stack_images` has them.
         store: a file to keep the images in, mapped into memory, where they may be more than the memory holds.
+        fit: what the photographs are opened for, as `photograph.open_image` says; by default for ``size``.
     """
     shape = (len(dataset), 3, size, size)
     images = np.empty(shape, np.uint8) if store is None else np.lib.format.open_memmap(store, 'w+', np.uint8, shape)
 
     def read(row: int) -> tuple[np.ndarray, np.ndarray, int] | ImageError:
         try:
-            image = dataset[row][0]
+            image = dataset.photograph(row, fit or Fit(size))
         except ImageError as error:
             return error
         thumb = np.asarray(image.convert('L').resize((9, 8), Image.Resampling.BOX))
         return np.asarray(_square(image, size)), thumb, zlib.crc32(image.tobytes(), image.width)
 
     rows, skipped, thumbs, sums = [], [], np.empty((len(dataset), 8, 9), np.uint8), []
-    with ThreadPoolExecutor() as threads, tqdm(total=len(dataset), desc='read photographs', disable=None, leave=False) as bar:
-        for start in range(0, len(dataset), WINDOW):
-            window = range(start, min(start + WINDOW, len(dataset)))
-            for row, found in zip(window, threads.map(read, window), strict=True):
-                bar.update()
-                if isinstance(found, ImageError):
-                    skipped.append((dataset.name(row), str(found)))
-                    continue
-                square, thumbs[len(rows)], pixels = found
-                images[len(rows)] = square.transpose(2, 0, 1)       # (H, W, 3) -> (3, H, W)
-                rows.append(row)
-                sums.append(pixels)
+    with closing(ahead(read, range(len(dataset)), thread_count())) as reading:
+        for row, found in tqdm(reading, 'read photographs', len(dataset), disable=None, leave=False):
+            if isinstance(found, ImageError):
+                skipped.append((dataset.name(row), str(found)))
+                continue
+            square, thumbs[len(rows)], pixels = found
+            images[len(rows)] = square.transpose(2, 0, 1)       # (H, W, 3) -> (3, H, W)
+            rows.append(row)
+            sums.append(pixels)
     return Squares(torch.from_numpy(images)[:len(rows)], rows, skipped, thumbs[:len(rows)], sums)

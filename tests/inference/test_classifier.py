@@ -1,7 +1,15 @@
 """From a folder with a checkpoint to labels and scores: the same numbers as a computation by hand, and one clear line for every mistake."""
+import copy
+import io
+import itertools
 import json
 import os
+import pickle
+import signal
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +18,12 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, create_transform
+from torchvision.transforms import CenterCrop, Compose
 
 from igczoo.checkpoints.card import CardError, cards, weights_folder
 from igczoo.inference.classifier import Classifier, Prediction, load
-from igczoo.inference.photograph import ImageError, find_images
+from igczoo.inference.photograph import Fit, ImageError, find_images
 from igczoo.nets.igcnet import igc_resnet
 
 EXAMPLES = sorted((Path(__file__).parents[2] / 'examples').glob('*.jpg'))
@@ -99,7 +108,7 @@ def test_predictions_equal_a_computation_by_hand(checkpoint):
 def test_embedding_is_what_the_classifier_sees(classifier):
     seen = []
     handle = classifier.model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    classifier.classify(EXAMPLES[:3])
+    classifier.classify(EXAMPLES[:3], workers=0)
     handle.remove()
     features = classifier.embed(EXAMPLES[:3])
     assert (features.shape, features.dtype, features.device.type) == ((3, classifier.model.num_features), torch.float32, 'cpu')
@@ -144,6 +153,32 @@ def test_a_model_without_a_deployed_form(tmp_path):
     with pytest.raises(ValueError, match=r'^deploy: .* must be BatchNorm2d'):
         load(folder, deploy=True)
     assert len(load(folder).classify(EXAMPLES[0])) == 5
+
+
+# Photographs larger than needed
+
+@pytest.mark.parametrize('options, fit', [
+    ({}, Fit(224)), (dict(crop_pct=.875), Fit(256)), (dict(interpolation='bicubic'), Fit(224, Image.Resampling.BICUBIC)),
+    (dict(crop_mode='squash'), None), (dict(crop_mode='border'), None)])
+def test_photographs_are_opened_for_the_size_they_are_resized_to(options, fit):
+    defaults, net = dict(input_size=(3, 224, 224), crop_pct=1., interpolation='bilinear', is_training=False), igc_resnet(8, 4, 2)
+    transform = create_transform(**defaults | options)
+    assert Classifier(net, transform, LABELS).fit == fit
+    assert Classifier(net, transform, LABELS, exact=True).fit is None
+    assert Classifier(net, lambda image: transform(image), LABELS).fit is None      # which may look at every pixel
+    assert Classifier(net, Compose([CenterCrop(224), *transform.transforms]), LABELS).fit is None
+
+
+def test_large_photographs_score_as_if_every_pixel_were_decoded():
+    classifier, grain = load('igcnet18'), np.random.default_rng(0)
+    exact = Classifier(classifier.model, classifier.preprocess, classifier.labels, exact=True)
+    for example, size in zip(EXAMPLES[2:6], ((1600, 1200), (1200, 1600), (900, 800), (1540, 1540)), strict=True):
+        enlarged = np.asarray(Image.open(example).convert('RGB').resize(size, Image.Resampling.LANCZOS))
+        large, file = enlarged + grain.normal(0, 4, (*enlarged.shape[:2], 1)), io.BytesIO()
+        Image.fromarray(large.clip(0, 255).astype(np.uint8)).save(file, 'JPEG', quality=90)
+        found, expected = ({p.index: p.score for p in c.classify(file.getvalue(), k=200)} for c in (classifier, exact))
+        assert found != expected and found == pytest.approx(expected, abs=.02)
+        assert exact.classify(file.getvalue()) == classifier.classify(Image.open(file))
 
 
 # What is returned
@@ -216,20 +251,112 @@ def test_classify_each_pairs_images_with_predictions_or_errors(classifier, photo
             assert_close(outcome, classifier.classify(image, k=2))
 
 
-def test_images_are_taken_one_batch_at_a_time(classifier):
+@pytest.mark.parametrize('workers', [0, 1, 3])
+def test_no_more_images_are_taken_than_promised(classifier, workers):
     taken = []
 
     def images():
-        for i in range(7):
+        for i in itertools.count():
             taken.append(i)
-            yield EXAMPLES[i]
+            yield EXAMPLES[i % 8]
 
-    pairs = classifier.classify_each(images(), batch_size=3)
+    pairs = classifier.classify_each(images(), batch_size=2, workers=workers)
     assert not taken
-    next(pairs)
-    assert taken == [0, 1, 2]
+    for given in range(1, 12):
+        next(pairs)
+        assert len(taken) - given <= (2 * workers + 1) * 2
     assert not torch.is_inference_mode_enabled()
-    assert len(list(pairs)) == 6
+    pairs.close()
+    assert not threads()
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith('igczoo')]
+
+
+def test_threads_change_nothing_but_the_time(classifier, photos):
+    files = [*EXAMPLES, *find_images(photos), *EXAMPLES]
+    cores = torch.get_num_threads()
+    expected = list(classifier.classify_each(files, k=10, workers=0))
+    for workers in (1, 2, 5, None):
+        pairs = list(classifier.classify_each(iter(files), k=10, workers=workers))
+        assert [image for image, _ in pairs] == files
+        for (_, found), (_, outcome) in zip(pairs, expected, strict=True):
+            if isinstance(outcome, ImageError):
+                assert str(found) == str(outcome)
+            else:
+                assert_close(found, outcome)
+    torch.testing.assert_close(classifier.embed(EXAMPLES, workers=3), classifier.embed(EXAMPLES, workers=0), rtol=0, atol=1e-5)
+    assert torch.get_num_threads() == cores and not threads()
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == cores
+
+
+def test_each_thread_computes_on_its_share_of_the_cores(classifier):
+    seen = []
+
+    def preprocess(image):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        return classifier.preprocess(image)
+
+    cores = torch.get_num_threads()
+    other = Classifier(classifier.model, preprocess, LABELS)
+    torch.set_num_threads(4)
+    try:
+        other.classify(EXAMPLES, workers=2)
+        assert {cores for _, cores in seen} == {2} and threading.get_ident() not in dict(seen)
+        seen.clear()
+        other.classify(EXAMPLES[0], workers=2)
+        other.classify(EXAMPLES[:2], workers=0)
+        assert set(seen) == {(threading.get_ident(), 4)}
+    finally:
+        torch.set_num_threads(cores)
+
+
+def test_an_interrupt_ends_the_threads(classifier):
+    def images():
+        yield from EXAMPLES
+        signal.raise_signal(signal.SIGINT)
+        yield from EXAMPLES
+
+    with pytest.raises(KeyboardInterrupt):
+        list(classifier.classify_each(images(), batch_size=2, workers=2))
+    assert not threads()
+
+
+def test_one_image_object_many_times(classifier):
+    """Pillow decodes it when it is first used, here by several threads at once."""
+    expected = classifier.classify(Image.open(EXAMPLES[0]))
+    image = Image.open(EXAMPLES[0])
+    for found in classifier.classify([image] * 12, batch_size=1, workers=4):
+        assert_close(found, expected)
+
+
+def test_what_stops_the_images_comes_after_those_before_it(classifier):
+    def images():
+        yield from EXAMPLES[:4]
+        raise OSError('the camera is gone')
+
+    pairs, found = classifier.classify_each(images(), batch_size=2, workers=2), []
+    with pytest.raises(OSError, match='the camera is gone'):
+        found += (image for image, _ in pairs)
+    assert not threads()
+    with closing(classifier.classify_each(images(), batch_size=2, workers=2)) as pairs:
+        assert [next(pairs)[0] for _ in range(4)] == EXAMPLES[:4]
+
+
+def test_a_copy_of_a_classifier(classifier):
+    for copied in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert copied.classify(EXAMPLES[0]) == classifier.classify(EXAMPLES[0])
+
+
+def test_an_error_of_the_model_ends_the_threads(classifier):
+    def broken(image):
+        raise RuntimeError('no memory')
+
+    with pytest.raises(RuntimeError, match='no memory'):
+        list(Classifier(classifier.model, broken, LABELS).classify_each(EXAMPLES, workers=2))
+    assert not threads()
 
 
 def test_training_mode_does_not_change_the_answer(classifier):
@@ -244,14 +371,15 @@ def test_training_mode_does_not_change_the_answer(classifier):
 
 @pytest.mark.parametrize('arguments, found', [
     ({'k': 0}, 'k is 0'), ({'k': 2.0}, 'k is 2.0'), ({'k': True}, 'k is True'), ({'batch_size': 0}, 'batch_size is 0'),
-    ({'batch_size': None}, 'batch_size is None'), ({'on_error': 'ignore'}, "'raise' or 'skip'")])
+    ({'batch_size': None}, 'batch_size is None'), ({'workers': -1}, 'workers is -1'), ({'workers': True}, 'workers is True'),
+    ({'on_error': 'ignore'}, "'raise' or 'skip'")])
 def test_bad_arguments(classifier, arguments, found):
     with pytest.raises(ValueError, match=found):
         classifier.classify(EXAMPLES[0], **arguments)
     if 'on_error' not in arguments:
         with pytest.raises(ValueError, match=found):
             classifier.classify_each([], **arguments)
-    if 'batch_size' in arguments:
+    if 'batch_size' in arguments or 'workers' in arguments:
         with pytest.raises(ValueError, match=found):
             classifier.embed([], **arguments)
 

@@ -1,4 +1,5 @@
 """One image from any source and of any kind is 8-bit RGB as its format defines it, or one clear line."""
+import concurrent.futures
 import contextlib
 import http.server
 import io
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.transforms import InterpolationMode, Resize
 
 from igczoo.inference import photograph
-from igczoo.inference.photograph import ImageError, find_images, open_image
+from igczoo.inference.photograph import Fit, ImageError, find_images, open_image
 
 
 def pixels(source) -> np.ndarray:
@@ -253,6 +256,82 @@ def test_no_warning_escapes_and_the_filters_stay(photo):
     assert not caught
 
 
+# Sizes
+
+@pytest.fixture(scope='module')
+def large() -> Image.Image:
+    """A photograph of 1600 x 1200 pixels, smooth and with grain."""
+    y, x = np.mgrid[:1200, :1600]
+    smooth = np.stack([x / 8, y / 6, 120 + 100 * np.sin(x / 90) * np.cos(y / 70)], axis=2)
+    return Image.fromarray((smooth + np.random.default_rng(0).normal(0, 5, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize('size, side, share', [
+    ((1600, 1200), 37, 8), ((1600, 1200), 38, 4), ((1600, 1200), 75, 4), ((1600, 1200), 76, 2), ((1600, 1200), 150, 2),
+    ((1600, 1200), 151, 1), ((1600, 1200), None, 1), ((1199, 1590), 75, 2), ((1200, 1599), 75, 4), ((1600, 33), 4, 2), ((1600, 31), 4, 1)])
+def test_a_large_jpeg_is_decoded_no_smaller_than_promised(large, monkeypatch, size, side, share):
+    """To four times what it is resized to."""
+    draft, drafted = JpegImageFile.draft, []
+    monkeypatch.setattr(JpegImageFile, 'draft', lambda image, *args: drafted.append(draft(image, *args)) or drafted[-1])
+    data = encode(large.resize(size), 'JPEG', progressive=side == 38)
+    image = open_image(data, side and Fit(side))
+    if share == 1:
+        assert not drafted
+        np.testing.assert_array_equal(np.asarray(image), pixels(data))
+    else:
+        [(_, box)] = drafted
+        assert box == (0, 0, size[0] / share, size[1] / share) and image.size == Resize(side)(Image.new('L', size)).size
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+@pytest.mark.parametrize('resample', [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize('size, side', [((1591, 1193), 37), ((1190, 1599), 37), ((1593, 1197), 74)])
+def test_what_is_decoded_smaller_shows_the_same_in_its_place(large, mode, resample, size, side):
+    """A shift by a tenth of a pixel shows at the edges of the squares."""
+    y, x = np.mgrid[:size[1], :size[0]]
+    squares = np.asarray(large.resize(size)) // 2 + 100 * ((x // 50 + y // 50) % 2)[..., None]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(squares.astype(np.uint8)).convert(mode)
+    data = encode(image, 'JPEG', quality=95, exif=exif, icc_profile=b'profile', **{'subsampling': 0} if mode == 'RGB' else {})
+    found, whole = open_image(data, Fit(side, resample)), open_image(data)
+    expected = Resize(side, InterpolationMode[resample.name])(whole)
+    assert (found.size, found.mode) == (expected.size, 'RGB') and found.size != whole.size
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+    assert difference.max() < 8 and difference.mean() < 1 and np.asarray(found).std() > 25
+
+
+def test_everything_but_jpeg_files_has_the_same_pixels(large, photo):
+    sources = [encode(large, kind, **options) for kind, options in (
+        ('PNG', {}), ('WEBP', {'lossless': False}), ('TIFF', {'compression': 'jpeg'}), ('BMP', {}))]
+    sources += [encode(photo, 'JPEG'), np.asarray(large), torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1)]
+    for source in sources:
+        np.testing.assert_array_equal(np.asarray(open_image(source, Fit(16))), np.asarray(open_image(source)))
+    image = Image.open(io.BytesIO(encode(large, 'JPEG')))       # the caller's, not to be changed
+    assert open_image(image, Fit(16)).size == image.size == large.size
+
+
+def test_a_photograph_with_a_second_picture_in_it(large):
+    data = encode(large, 'MPO', save_all=True, append_images=[large.rotate(180)])
+    assert Image.open(io.BytesIO(data)).format == 'MPO'
+    small, whole = open_image(data, Fit(75)), open_image(data)
+    assert (small.size, whole.size) == ((100, 75), large.size)
+    assert np.abs(np.asarray(whole.resize((100, 75), Image.Resampling.BILINEAR)).astype(int) - np.asarray(small)).max() < 4
+
+
+def test_a_large_jpeg_that_is_cut_off_is_an_error_at_any_size(large, tmp_path):
+    data = encode(large, 'JPEG')
+    for size in (len(data) // 2, len(data) - 2000):
+        for side in (None, 75):
+            with one_line('truncated'):
+                open_image(data[:size], side and Fit(side))
+
+
+def test_the_size_is_checked_before_it_is_made_smaller():
+    with one_line('12000 x 12000'):
+        open_image(encode(Image.new('L', (12000, 12000)), 'JPEG'), Fit(8))
+
+
 # Errors
 
 @contextlib.contextmanager
@@ -479,7 +558,25 @@ def test_server_that_never_ends(url, path, monkeypatch):
         open_image(url + path)
 
 
+def test_a_server_is_waited_for_no_longer_than_it_is_wanted(url):
+    until = concurrent.futures.Future()
+    threading.Timer(.1, until.set_result, (None,)).start()
+    with one_line(url + 'silent'):
+        open_image(url + 'silent', until=until)
+    assert until.done()
+
+
 # Folders
+
+def test_images_are_found_in_the_order_of_their_paths(tmp_path):
+    draw = random.Random(0)
+    for _ in range(60):
+        path = tmp_path.joinpath(*(''.join(draw.choices('aB. -_é', k=3)) + 'x' for _ in range(draw.randrange(3))), f'{draw.random()}.jpg')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    seen = {path for path in tmp_path.rglob('*.jpg') if not any(part.startswith('.') for part in path.relative_to(tmp_path).parts)}
+    assert find_images(tmp_path) == sorted(seen) and len(seen) > 40
+
 
 def test_find_images(tmp_path):
     names = ['b.JPG', 'a.png', 'c/d.webp', 'c/a.tiff', 'notes.txt', 'c/e', '.hidden.jpg', '.trash/f.jpg', 'g.jpg/h.gif']

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
+from torchvision.transforms import Compose, Resize
 
 from igczoo.inference.classifier import Classifier
 from igczoo.inference.photograph import open_image
@@ -56,6 +57,20 @@ def test_evaluate_counts_every_image_once(data):
         assert (result.accuracy.n, result.accuracy.top1, result.accuracy.top5) == (9, 77.78, 100.)
         assert result.accuracy.by == 'igczoo' and result.accuracy.dataset == data.name
         assert result.images_per_second > 0
+
+
+def test_evaluate_opens_photographs_as_the_classifier_does(tmp_path, monkeypatch):
+    (tmp_path / 'val' / 'red').mkdir(parents=True)
+    Image.new('RGB', (640, 480), COLOURS['red']).save(tmp_path / 'val' / 'red' / '0.jpg')
+    sizes = []
+    preprocess = Compose([Resize(8), lambda image: to_tensor(image)])
+    monkeypatch.setattr(Resize, 'forward', lambda self, image: sizes.append(image.size) or image)
+    for exact, size in ((False, (10, 8)), (True, (640, 480))):
+        classifier = Classifier(MeanColour(), preprocess, ['red', 'green', 'blue'], exact=exact)
+        for workers in (0, 2):
+            assert evaluate(classifier, tmp_path, workers=workers).accuracy.top1 == 100.
+        assert sizes == [size] * 2
+        sizes.clear()
 
 
 def test_classes_confusion_and_guesses(data):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from igczoo.inference.photograph import ImageError
-from igczoo.training.images import ParquetImages, open_split, stack_images
+from igczoo.inference.photograph import Fit, ImageError
+from igczoo.training.images import ListedImages, ParquetImages, Part, open_split, read_squares, stack_images
 
 CLASSES = ['cat', 'dog']
 
@@ -94,6 +94,26 @@ def test_other_sizes_are_resized_and_cropped(tmp_path):
     images, _ = stack_images(open_split(tmp_path, train=False), 4)
     assert images.shape == (2, 3, 4, 4)
     assert (images[:, :, :, 1:3] > 190).all()
+
+
+def test_every_set_opens_large_photographs_for_a_size(tmp_path):
+    image, file = Image.effect_noise((800, 640), 60).convert('RGB'), io.BytesIO()
+    image.save(file, 'JPEG')
+    (tmp_path / 'val' / 'a').mkdir(parents=True)
+    path = tmp_path / 'val' / 'a' / '0.jpg'
+    path.write_bytes(file.getvalue())
+    kind = pyarrow.struct([('bytes', pyarrow.binary()), ('path', pyarrow.string())])
+    column = pyarrow.array([{'bytes': file.getvalue(), 'path': None}], kind)
+    info = {'info': {'features': {'label': {'names': ['a']}}}}
+    pyarrow.parquet.write_table(
+        pyarrow.table({'image': column, 'label': [0]}).replace_schema_metadata({'huggingface': json.dumps(info)}), tmp_path / 'x.parquet')
+    sets = [open_split(tmp_path, train=False), ParquetImages([tmp_path / 'x.parquet']), ListedImages([path], [0], ['a'])]
+    for dataset in (*sets, *(Part(dataset, [0]) for dataset in sets)):
+        assert [dataset.photograph(0, fit).size for fit in (None, Fit(40), Fit(600))] == [(800, 640), (50, 40), (800, 640)]
+        assert dataset[0][0].size == (800, 640)
+    squares = read_squares(sets[0], 80)
+    assert squares.images.shape == (1, 3, 80, 80)
+    assert squares.sums == read_squares(sets[1], 8, fit=Fit(80)).sums != read_squares(sets[1], 8).sums
 
 
 def test_what_is_no_data_set_is_named(tmp_path, pictures):
