@@ -1,4 +1,4 @@
-"""What importing igczoo adds to importing timm, and how long `igczoo --help` takes: medians over fresh processes.
+"""What importing igczoo adds to importing timm, and how long `igczoo --help` and a first label take: medians over fresh processes.
 
     python benchmarks/import_time.py
 """
@@ -6,9 +6,13 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 RUNS = 7
-IMPORTS = {'timm': 'import timm', 'igczoo, then timm': 'import igczoo, timm', 'igczoo alone': 'import igczoo'}
+PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'pizza.jpg'
+IMPORTS = {
+    'torch': 'import torch', 'torchvision': 'import torchvision', 'timm': 'import timm', 'igczoo, then timm': 'import igczoo, timm',
+    'igczoo alone': 'import igczoo', 'what classify needs': 'import igczoo.inference.classifier'}
 
 
 def seconds(command: list[str]) -> float:
@@ -20,6 +24,7 @@ def seconds(command: list[str]) -> float:
 def main() -> None:
     commands = {name: [sys.executable, '-c', code] for name, code in IMPORTS.items()}
     commands['igczoo --help'] = [sys.executable, '-m', 'igczoo.cli', '--help']
+    commands['igczoo classify'] = [sys.executable, '-m', 'igczoo.cli', 'classify', str(PHOTOGRAPH)]
     for command in commands.values():
         seconds(command)    # once unmeasured: bytecode and file cache
     times = {name: [] for name in commands}
