@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import get_terminal_size
-from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -308,7 +307,8 @@ def _classify(arguments: argparse.Namespace) -> int:
                 failed += 1
                 print(f'igczoo classify: {outcome}', file=sys.stderr)
             if arguments.json:
-                print(',' if number else '[', indent(_json(as_dict(image, outcome)), ' '), sep='\n', end='', flush=True)
+                text = _json(as_dict(image, outcome)).replace('\n', '\n ')     # as far in as in an array
+                print(',' if number else '[', f' {text}', sep='\n', end='', flush=True)
             elif not isinstance(outcome, ImageError) and not said_there:
                 for rank, (label, score, _) in enumerate(outcome):
                     print(f'{image if rank == 0 else "":{width}}  {score:7.2%}  {label}')

@@ -124,7 +124,8 @@ def test_classify_prints_a_table_or_json(capsys):
 
 
 def test_what_is_found_is_printed_at_once(capsys, monkeypatch):
-    whole = run(capsys, 'classify', PHOTOGRAPH, ROOT / 'README.md', PHOTOGRAPH, '-k', 2, '--json')[1]
+    whole = run(capsys, 'classify', PHOTOGRAPH, ROOT / 'README.md', 'no\u2028such.jpg', PHOTOGRAPH, '-k', 2, '--json')[1]
+    assert json.loads(whole)[2]['image'] == 'no\u2028such.jpg'
     assert whole == json.dumps(json.loads(whole), indent=1, ensure_ascii=False) + '\n'
     each = Classifier.classify_each
 

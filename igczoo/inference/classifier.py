@@ -35,6 +35,8 @@ __all__ = ['Classifier', 'Prediction', 'deployed_as_asked', 'load']
 BATCH_SIZE = 8
 PACKAGE = __name__.partition('.')[0]
 
+_one_at_a_time = threading.Lock()   # of models that are compiled or not on a CPU: several batches on a GPU take memory and no less time
+
 
 class Classifier:
     """A model with the preprocessing and the class names of its checkpoint.
@@ -72,18 +74,11 @@ class Classifier:
         self.model = model.eval()
         self._deployed = deployed(model) if deploy else None
         self.preprocess = preprocess
-        self._turn = threading.Lock()
         self.fit = None if exact else _fit(preprocess)
         self.labels = tuple(labels)
         num_classes = getattr(model, 'num_classes', len(self.labels))
         if len(self.labels) != num_classes:
             raise ValueError(f'there are {len(self.labels)} labels for a model of {num_classes} classes; give one for each class')
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != '_turn'}       # a lock is of its process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _turn=threading.Lock())
 
     @property
     def network(self) -> nn.Module:
@@ -225,7 +220,7 @@ class Classifier:
 
     @torch.inference_mode()
     def _run(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        with self._turn if self.device.type != 'cpu' or hasattr(self.network, '_orig_mod') else nullcontext():
+        with _one_at_a_time if self.device.type != 'cpu' or hasattr(self.network, '_orig_mod') else nullcontext():
             self.network.eval()     # its user may have trained it since
             return forward(x.to(self.device, self.dtype)).float().cpu()
 

@@ -1,8 +1,10 @@
 """From a folder with a checkpoint to labels and scores: the same numbers as a computation by hand, and one clear line for every mistake."""
+import copy
 import io
 import itertools
 import json
 import os
+import pickle
 import signal
 import threading
 import warnings
@@ -341,6 +343,11 @@ def test_what_stops_the_images_comes_after_those_before_it(classifier):
     assert not threads()
     with closing(classifier.classify_each(images(), batch_size=2, workers=2)) as pairs:
         assert [next(pairs)[0] for _ in range(4)] == EXAMPLES[:4]
+
+
+def test_a_copy_of_a_classifier(classifier):
+    for copied in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert copied.classify(EXAMPLES[0]) == classifier.classify(EXAMPLES[0])
 
 
 def test_an_error_of_the_model_ends_the_threads(classifier):
