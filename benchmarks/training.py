@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import igczoo  # noqa: F401  registers the models
+from igczoo.nets.igcv3 import IGCV3
+from igczoo.training.inverted import FusedIGCV3
 from igczoo.training.memory import keep_freed_memory
 from igczoo.training.planar import PlanarIGCNet, has_igc_layers
 
@@ -24,6 +26,8 @@ def make_steps(model_name: str, num_classes: int, nchw: bool, bf16: bool, x: tor
     net = timm.create_model(model_name, num_classes=num_classes)
     forms = {'as written, NCHW': (torch.contiguous_format, nn.Identity())} if nchw else {}
     forms['as written, channels_last'] = torch.channels_last, nn.Identity()
+    if isinstance(net, IGCV3):
+        forms['by kernels'] = torch.channels_last, FusedIGCV3
     if has_igc_layers(net):
         forms['planar, by torch alone'] = torch.channels_last, partial(PlanarIGCNet, kernels=False)
         forms['planar'] = torch.channels_last, PlanarIGCNet

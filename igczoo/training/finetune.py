@@ -25,7 +25,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,9 +50,11 @@ from ..files import replacing
 from ..inference.classifier import Classifier, load
 from ..inference.photograph import Fit, ImageError
 from ..nets.igcnet import IGCNet
+from ..nets.igcv3 import IGCV3
 from .augment import Augmentation
 from .evaluate import evaluate_set
 from .images import Part, open_photographs, read_squares
+from .inverted import FusedIGCV3
 from .memory import keep_freed_memory
 from .planar import PlanarIGCNet, has_igc_layers
 from .split import copies_between, stratified_split
@@ -177,6 +179,13 @@ def finetune(
 
 def _place(data: str | Path) -> str:
     return str(data) if str(data).startswith('torchvision:') else str(Path(data).expanduser().resolve())
+
+
+def _fastest_form(net: nn.Module, device: torch.device) -> Callable[[nn.Module], nn.Module]:
+    """What makes of the net a module that computes the same and trains faster, where there is one."""
+    if device.type == 'cpu' and isinstance(net, IGCNet) and has_igc_layers(net):
+        return PlanarIGCNet
+    return FusedIGCV3 if device.type == 'cpu' and isinstance(net, IGCV3) else nn.Identity()
 
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
@@ -326,8 +335,7 @@ class _Trainer:
         self.net, self.album, self.settings, self.run, self.device, self.bf16 = net, album, settings, run, device, bf16
         self.augment = Augmentation(_Views.of(preprocess), album.images)
         self.batch = min(BATCH, len(album.images))
-        planar = device.type == 'cpu' and isinstance(net, IGCNet) and has_igc_layers(net)
-        self.forward = PlanarIGCNet if planar else nn.Identity()
+        self.forward = _fastest_form(net, device)
         self.model = self.forward(net)
         self.window = max(32, round(settings.size * WINDOW / 32) * 32) if settings.size > 64 else settings.size     # whole maps throughout
         self.scale = torch.zeros(())        # of the features, by which the classifier's weights are held small

@@ -22,25 +22,30 @@ from torch import Tensor, nn
 
 from ..deployment.kernels import build
 
-__all__ = ['Unit', 'block', 'storage', 'why_not']
+__all__ = ['BOUNDS', 'Unit', 'block', 'conv_norm_act', 'pixels', 'storage', 'why_not']
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
 NARROW = 64     # channels of a plane, up to which a kernel here multiplies faster than torch's libraries
 CHUNK_BYTES = 2 * 1024 ** 2
-BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.)}      # the activations there are kernels for
+BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.), None: (-math.inf, math.inf)}     # of activations, and where there is none
 
 
 class Unit(NamedTuple):
-    """Convolution and normalisation, by modules' parameters in planar order."""
-    primary: Tensor | None      # (M, m, k, k, L): output plane, input plane, kernel row and column, channel; None: a regular convolution
-    secondary: Tensor | None    # (M, L, L): plane, output channel, input channel; None where there is none, as in a projection. Of a
-                                # regular convolution (1, C, k * k * c): output channel; kernel row and column, input channel
-    weight: Tensor              # (M * L,), of the normalisation
+    """Convolution, normalisation and activation. Its parameters come in the order that its map has its channels in."""
+    primary: Tensor | None      # (M, m, k, k, L): output plane, input plane, kernel row and column, channel; None where there is none
+    secondary: Tensor | None    # (P, outputs, inputs): matrices, from planes to planes; None where there is none. Of a regular
+                                # convolution (1, outputs, k * k * c): kernel row and column, input channel
+    weight: Tensor              # (C,), of the normalisation
     bias: Tensor                # likewise
-    bn: nn.BatchNorm2d          # its statistics, in primary order
-    stride: int                 # of the primary convolution, pixels
-    dilation: int               # likewise; 1 where there is a stride
+    bn: nn.BatchNorm2d          # its statistics,
+    split: tuple[int, ...]      # whose channels, viewed in this shape,
+    swap: tuple[int, int]       # these two axes change places to be in the map's order
+    bounds: tuple[float, float]                     # of the activation
+    places: tuple[tuple[int, int], ...] = ()        # of each matrix, the plane it takes and the plane it gives to; (): the plane of its own
+    kernel: int = 1             # of a regular convolution, pixels
+    stride: int = 1             # likewise, or of the primary convolution
+    dilation: int = 1           # of the primary convolution, pixels; 1 where there is a stride
 
 
 def storage(x: Tensor) -> torch.dtype | None:
@@ -57,42 +62,54 @@ def why_not(dtype: torch.dtype = torch.float32) -> str:
     return '' if library else reason
 
 
-def block(x: Tensor, units: Sequence[Unit], shortcut: Unit | bool, act: type[nn.Module], dtype: torch.dtype) -> Tensor:
-    """The units with an activation after each; before the last activation the shortcut is added.
+def block(x: Tensor, units: Sequence[Unit], shortcut: Unit | bool, dtype: torch.dtype) -> Tensor:
+    """The units one after another; before the last one's activation the shortcut is added.
 
     Args:
         x: (N, m * L, H, W).
         units: at least one.
         shortcut: a projection of x, or whether x itself is added.
-        act: of BOUNDS.
         dtype: what `storage` says.
 
     Returns:
-        (N, M * L, H', W') of this dtype, in channels_last memory.
+        (N, C, H', W') of this dtype, in channels_last memory.
     """
     projection = [shortcut] if isinstance(shortcut, Unit) else []
     parameters = [tensor for unit in (*units, *projection) for tensor in unit[:4]]
-    plan = _Plan([unit[4:] for unit in (*units, *projection)], bool(projection), bool(shortcut), BOUNDS[act])
+    plan = _Plan([unit[4:] for unit in (*units, *projection)], bool(projection), bool(shortcut))
     with torch.autocast('cpu', enabled=False):
         return _Block.apply(x.to(dtype), plan, *parameters)
+
+
+def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
+    """A regular convolution ``conv``, normalisation ``bn`` and activation ``act``, by kernels where there are some, else as they are."""
+    conv, bn, act, dtype = module.conv, module.bn, type(module.act), storage(x)
+    k, stride = conv.kernel_size[0], conv.stride[0]
+    if dtype is None or act not in BOUNDS or type(bn) is not nn.BatchNorm2d or (k > 1 and x.requires_grad) or pixels(x, stride) == 1:
+        return module(x)
+    matrix = conv.weight.permute(0, 2, 3, 1).reshape(1, conv.out_channels, -1)
+    return block(x, [Unit(None, matrix, bn.weight, bn.bias, bn, (1, -1), (0, 1), BOUNDS[act], kernel=k, stride=stride)], False, dtype)
+
+
+def pixels(x: Tensor, stride: int) -> int:
+    """Of all images after a convolution of this stride; of a single one there are no statistics."""
+    return len(x) * math.prod(-(-side // stride) for side in x.shape[2:])
 
 
 # A block, forward and backward --------------------------------------------------------------------------------------------------------
 
 class _Plan(NamedTuple):
     """What is not a tensor of a block; its units, the projection the last of them."""
-    units: list[tuple[nn.BatchNorm2d, int, int]]
+    units: list[tuple]
     projected: bool
     shortcut: bool
-    bounds: tuple[float, float]
 
     def of(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Unit], Unit | None]:
         """The units and the projection, by their parameters; weights of convolutions of this type."""
         units = []
         for number, unit in enumerate(self.units):
             primary, secondary, weight, bias = parameters[4 * number:4 * number + 4]
-            secondary = secondary if secondary is None else secondary.to(dtype)
-            primary = primary if primary is None else primary.to(dtype).contiguous()
+            primary, secondary = (tensor if tensor is None else tensor.to(dtype).contiguous() for tensor in (primary, secondary))
             units.append(Unit(primary, secondary, weight, bias, *unit))
         return (units[:-1], units[-1]) if self.projected else (units, None)
 
@@ -104,16 +121,16 @@ class _Block(torch.autograd.Function):
         units, projection = plan.of(parameters, x.dtype)
         source, norm, maps, norms = x, None, [], []
         for unit in units:
-            source, norm = _convolve(source, norm, plan.bounds, unit)
+            source, norm = _convolve(source, norm, unit)
             maps.append(source)
             norms.append(norm)
         affine, residual, scale = norm.affine, x if plan.shortcut else None, None
         if projection:
-            residual, norm = _convolve(x, None, plan.bounds, projection)
+            residual, norm = _convolve(x, None, projection)
             norms.append(norm)
             scale = norm.affine[0]
             affine = torch.stack([affine[0], affine[1] + norm.affine[1]])
-        out = _normalise(maps[-1], affine, plan.bounds, residual, scale)
+        out = _normalise(maps[-1], affine, units[-1].bounds, residual, scale)
         ctx.plan, ctx.norms = plan, norms
         ctx.save_for_backward(x, out, residual if projection else None, *maps, *parameters)
         return out.permute(0, 3, 1, 2)
@@ -122,10 +139,11 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad_out: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError('a block by kernels has no second derivatives (create_graph=True); use PlanarIGCNet(net, kernels=False)')
-        (x, out, projected, *maps), norms, bounds = ctx.saved_tensors, ctx.norms, ctx.plan.bounds
+        (x, out, projected, *maps), norms = ctx.saved_tensors, ctx.norms
         grad_out = _rows(grad_out.to(x.dtype))
         depth = len(ctx.plan.units) - ctx.plan.projected
         units, projection = ctx.plan.of(maps[depth:], x.dtype)
+        bounds = units[-1].bounds
         sums = _sum(norms[depth - 1], grad_out, out, maps[depth - 1], bounds, projected, norms[-1].mean)
         of_projection = _Gradients(projection, norms[-1], sums[::2], projected) if projection else None
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
@@ -135,14 +153,14 @@ class _Block(torch.autograd.Function):
             found, grad_source = _Gradients(units[u], norms[u], sums, y), torch.empty_like(source) if u else grad_x
             sums = torch.zeros(2, source.shape[3], dtype=torch.float64)
             for part in _chunks(source, y):
-                z = _normalise(source[part], norms[u - 1].affine, bounds) if u else x[part]
+                z = _normalise(source[part], norms[u - 1].affine, norms[u - 1].bounds) if u else x[part]
                 grad_z = None if grad_source is None else grad_source[part]
-                found.add(z, found.before(grad[part], activated if activated is None else activated[part], y[part], bounds), grad_z)
+                found.add(z, found.before(grad[part], activated if activated is None else activated[part], y[part]), grad_z)
                 if u:
-                    _sum(norms[u - 1], grad_z, None, source[part], bounds, sums=sums)
+                    _sum(norms[u - 1], grad_z, None, source[part], norms[u - 1].bounds, sums=sums)
                 elif projection:
                     grad_of_x = grad_z if grad_z is None else torch.empty_like(grad_z)
-                    of_projection.add(z, of_projection.before(grad_out[part], out[part], projected[part], bounds), grad_of_x)
+                    of_projection.add(z, of_projection.before(grad_out[part], out[part], projected[part]), grad_of_x)
                     grad_z if grad_z is None else grad_z.add_(grad_of_x)
                 elif ctx.plan.shortcut and grad_z is not None:
                     _run(x.dtype, 'igc_add_gradient', grad_z, grad_out[part], out[part], *bounds, *_size(grad_z))
@@ -160,53 +178,54 @@ class _Norm(NamedTuple):
     mean: Tensor        # (C,)
     inverse: Tensor     # (C,): of the standard deviation, float64
     of_batch: bool      # whether mean and deviation are of the batch itself, and have a gradient
+    bounds: tuple[float, float]     # of the activation after it
 
 
-def _convolve(source: Tensor, norm: _Norm | None, bounds: tuple[float, float], unit: Unit) -> tuple[Tensor, _Norm]:
+def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _Norm]:
     """A unit's convolutions of a map, normalised and activated where there is a norm, and how the result is to be normalised."""
-    M, channels = len(unit.secondary if unit.primary is None else unit.primary), len(unit.weight)
     N, H, W, _ = source.shape
-    y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), channels)
-    rows, moments = y.numel() // channels, torch.zeros(2, channels, dtype=torch.float64)
+    y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), len(unit.weight))
+    (rows, _), moments = _size(y), torch.zeros(2, len(unit.weight), dtype=torch.float64)
     for part in _chunks(source, y):
-        z = source[part] if norm is None else _normalise(source[part], norm.affine, bounds)
-        p = _inputs(unit, z, y[part])
+        z = source[part] if norm is None else _normalise(source[part], norm.affine, norm.bounds)
         if unit.secondary is None:
-            y[part] = p
+            _primary('igc_primary', unit, z, y[part], z, unit.primary)
         else:
-            _multiply(p, unit.secondary.transpose(1, 2), y[part])
+            _multiply(_inputs(unit, z, y[part]), unit, y[part])
         if unit.bn.training:
             _run(y.dtype, 'igc_moments', moments, part.start * rows // N, y[part], *_size(y[part]))
-    mean, variance = _statistics(unit.bn, M, moments, rows)
+    mean, variance = _statistics(unit, moments, rows)
     inverse = (variance + unit.bn.eps).rsqrt()
     scale = unit.weight.double() * inverse
     affine = torch.stack([scale, unit.bias.double() - mean * scale])
-    return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training)
+    return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training, unit.bounds)
 
 
 def _inputs(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
-    """What the matrices multiply, (..., M * L): the primary convolution of z, or the windows that a regular one sees; y is the output."""
+    """What the matrices multiply: the primary convolution of z, or the windows that a regular one sees; y is the output."""
     if unit.primary is not None:
         p = torch.empty_like(y)
         _primary('igc_primary', unit, z, p, z, unit.primary)
         return p
+    if unit.kernel == unit.stride == 1:
+        return z
     n, H, W, _ = y.shape
-    k = math.isqrt(unit.secondary.shape[2] // z.shape[3])
-    z = F.pad(z, (0, 0, *[k // 2] * 4))
-    (image, row, pixel, _), s, width = z.stride(), unit.stride, k * z.shape[3]
+    z = F.pad(z, (0, 0, *[unit.kernel // 2] * 4))
+    (image, row, pixel, _), s, k, width = z.stride(), unit.stride, unit.kernel, unit.kernel * z.shape[3]
     return z.as_strided((n, H, W, k, width), (image, s * row, s * pixel, row, 1)).reshape(n, H, W, k * width)
 
 
-def _statistics(bn: nn.BatchNorm2d, M: int, moments: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance to normalise by, in planar order, float64; in training the running ones are kept up."""
-    running = [buffer.view(-1, M).t() for buffer in (bn.running_mean, bn.running_var)]      # [l][m] -> [m][l]
+def _statistics(unit: Unit, moments: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance to normalise by, in the map's order, float64; in training the running ones are kept up."""
+    bn = unit.bn
+    running = [buffer.view(unit.split).transpose(*unit.swap) for buffer in (bn.running_mean, bn.running_var)]
     if not bn.training:
         return tuple(buffer.double().flatten() for buffer in running)
     mean, squares = moments
     bn.num_batches_tracked += 1
     momentum = 1 / int(bn.num_batches_tracked) if bn.momentum is None else bn.momentum      # None: the mean over all batches
     for buffer, value in zip(running, (mean, squares / (rows - 1)), strict=True):
-        buffer.lerp_(value.view(M, -1).to(buffer.dtype), momentum)
+        buffer.lerp_(value.view(buffer.shape).to(buffer.dtype), momentum)
     return mean, squares / rows
 
 
@@ -228,25 +247,27 @@ class _Gradients:
         self.factors = torch.stack([scale, -share * norm.inverse * self.weight, -share * self.bias]).to(_real(y))
         self.primary, self.secondary = (weight if weight is None else torch.zeros_like(weight, dtype=_real(y)) for weight in unit[:2])
 
-    def before(self, grad: Tensor, out: Tensor | None, y: Tensor, bounds: tuple[float, float]) -> Tensor:
+    def before(self, grad: Tensor, out: Tensor | None, y: Tensor) -> Tensor:
         """The gradient before normalisation, of that after the activation, whose value is ``out``, or None for that of y itself."""
         grad_y = torch.empty_like(y)
-        _run(y.dtype, 'igc_norm_backward', grad_y, grad, out, y, self.norm.affine, self.norm.mean, self.factors, *bounds, *_size(y))
+        norm = self.norm
+        _run(y.dtype, 'igc_norm_backward', grad_y, grad, out, y, norm.affine, norm.mean, self.factors, *norm.bounds, *_size(y))
         return grad_y
 
     def add(self, z: Tensor, grad_y: Tensor, grad_z: Tensor | None) -> None:
         """Add those of some images, of the unit's input z; write the input's own to ``grad_z``."""
         unit, grad_p = self.unit, grad_y
         if unit.secondary is not None:
-            _add_products(grad_y, _inputs(unit, z, grad_y), self.secondary)
-        if unit.primary is None:    # of images, whose own gradient nobody wants
-            return
-        if unit.secondary is not None:
-            grad_p = torch.empty_like(grad_y)
-            _multiply(grad_y, unit.secondary, grad_p)
-        _primary('igc_primary_weight', unit, z, self.primary, grad_p, z)
-        if grad_z is not None:
-            _primary('igc_primary_input', unit, z, grad_z, grad_p, unit.primary)
+            _add_products(_inputs(unit, z, grad_y), unit, grad_y, self.secondary)
+            if unit.primary is not None:
+                grad_p = torch.empty_like(grad_y)
+                _multiply(grad_y, unit, grad_p, back=True)
+            elif grad_z is not None:    # not of a larger regular convolution: that is of images, whose own gradient nobody wants
+                _multiply(grad_y, unit, grad_z, back=True)
+        if unit.primary is not None:
+            _primary('igc_primary_weight', unit, z, self.primary, grad_p, z)
+            if grad_z is not None:
+                _primary('igc_primary_input', unit, z, grad_z, grad_p, unit.primary)
 
     def all(self) -> list[Tensor | None]:
         return [self.primary, self.secondary, self.weight, self.bias]
@@ -279,22 +300,42 @@ def _primary(name: str, unit: Unit, z: Tensor, *tensors: Tensor) -> None:
     _run(z.dtype, name, *tensors, (ctypes.c_int64 * 9)(*z.shape[:3], m, M, L, k, unit.stride, unit.dilation))
 
 
-def _multiply(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
-    """Write to ``out`` the rows of each plane times its matrix, of (M, input, output)."""
-    M, L, outputs = matrices.shape
-    if L == outputs <= NARROW:
-        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.to(_real(rows)).contiguous(), rows.numel() // (M * L), M, L)
-    for inputs, matrix, results in zip(rows.view(-1, M, L).unbind(1), matrices, out.view(-1, M, outputs).unbind(1), strict=True):
-        torch.mm(inputs, matrix, out=results)
+def _multiply(rows: Tensor, unit: Unit, out: Tensor, back: bool = False) -> None:
+    """Write to ``out`` the rows' planes times the unit's matrices; back: from outputs to inputs, sums where a plane has several."""
+    matrices = unit.secondary if back else unit.secondary.transpose(1, 2)
+    P, inputs, outputs = matrices.shape
+    if inputs == outputs <= NARROW and not unit.places:
+        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.to(_real(rows)).contiguous(), rows.numel() // (P * inputs), P, inputs)
+    sources, results, written = _planes(rows, inputs), _planes(out, outputs), set()
+    for matrix, place in zip(matrices, _places(unit), strict=True):
+        source, result = reversed(place) if back else place
+        if result in written:
+            results[result].addmm_(sources[source], matrix)
+        else:
+            torch.mm(sources[source], matrix, out=results[result])
+        written.add(result)
 
 
-def _add_products(grad: Tensor, rows: Tensor, grad_matrices: Tensor) -> None:
-    """Add the gradients of the matrices, of (M, output, input)."""
-    M, outputs, L = grad_matrices.shape
-    if L == outputs <= NARROW:
-        return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (M * L), M, L)
-    for matrix, results, inputs in zip(grad_matrices, grad.view(-1, M, outputs).unbind(1), rows.view(-1, M, L).unbind(1), strict=True):
-        matrix.addmm_(results.t(), inputs) if matrix.dtype == rows.dtype else matrix.add_(results.t() @ inputs)
+def _add_products(rows: Tensor, unit: Unit, grad: Tensor, grad_matrices: Tensor) -> None:
+    """Add the gradients of the matrices that ``rows`` are multiplied by."""
+    P, outputs, inputs = grad_matrices.shape
+    if inputs == outputs <= NARROW and not unit.places:
+        return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (P * inputs), P, inputs)
+    sources, results = _planes(rows, inputs), _planes(grad, outputs)
+    for matrix, (source, result) in zip(grad_matrices, _places(unit), strict=True):
+        if matrix.dtype == rows.dtype:
+            matrix.addmm_(results[result].t(), sources[source])
+        else:
+            matrix += results[result].t() @ sources[source]
+
+
+def _places(unit: Unit) -> Sequence[tuple[int, int]]:
+    return unit.places or [(plane, plane) for plane in range(len(unit.secondary))]
+
+
+def _planes(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    """(..., planes * width) -> for each plane (rows, width)."""
+    return rows.view(-1, rows.shape[-1] // width, width).unbind(1)
 
 
 def _chunks(*maps: Tensor) -> Iterator[slice]:

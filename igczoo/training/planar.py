@@ -7,8 +7,6 @@ are some; all else, and all of it elsewhere, by torch's operators. Every tensor 
 """
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -61,7 +59,8 @@ class PlanarIGCNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), in primary order like the net's own."""
-        x = self.net.pool(self._stem(x.contiguous(memory_format=torch.channels_last)))
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.net.pool(fused.conv_norm_act(x, self.net.stem) if self.kernels else self.net.stem(x))
         primary = x.shape[1]    # in primary order x has as many partitions as channels, each of one channel
         for stage in self.net.stages:
             for block in stage:
@@ -71,39 +70,27 @@ class PlanarIGCNet(nn.Module):
                 x = self._block(block, x)
         return _reorder(x, primary, x.shape[1])
 
-    def _stem(self, x: Tensor) -> Tensor:
-        stem, dtype = self.net.stem, fused.storage(x) if self.kernels else None
-        fusible = type(stem.act) in fused.BOUNDS and type(stem.bn) is nn.BatchNorm2d and _rows(x, stem.conv) > 1
-        if dtype is None or x.requires_grad or not fusible:
-            return stem(x)
-        matrix = stem.conv.weight.permute(0, 2, 3, 1).reshape(1, stem.conv.out_channels, -1)
-        unit = fused.Unit(None, matrix, stem.bn.weight, stem.bn.bias, stem.bn, stem.conv.stride[0], 1)
-        return fused.block(x, [unit], False, type(stem.act), dtype)
-
     def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
         residual = isinstance(block, ResidualBlock)
         units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
         dtype = fused.storage(x) if self.kernels else None
         if dtype is None or not _is_fusible(block, units, act, x):
             return _residual(block, x) if residual else act(_unit(block.unit, x))
-        shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, units[0].conv.num_primary))
-        return fused.block(x, [_fused(unit, unit.conv.num_primary) for unit in units], shortcut, type(act), dtype)
+        partitions, bounds = units[0].conv.num_primary, fused.BOUNDS[type(act)]
+        shortcut = residual and (not isinstance(block.shortcut, Projection) or _fused(block.shortcut, partitions, bounds))
+        return fused.block(x, [_fused(unit, partitions, bounds) for unit in units], shortcut, dtype)
 
 
 def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:
     """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
     conv = units[-1].conv
     return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
-            and _rows(x, units[0].conv.primary) > 1 and conv.num_primary >= LEAST_WIDTH and conv.num_secondary <= MOST_PLANES
+            and fused.pixels(x, units[0].conv.primary.stride[0]) > 1
+            and conv.num_primary >= LEAST_WIDTH and conv.num_secondary <= MOST_PLANES
             and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))
 
 
-def _rows(x: Tensor, conv: nn.Conv2d) -> int:
-    """Pixels of all images after a convolution of x; of a single one torch refuses to make statistics."""
-    return len(x) * math.prod(-(-side // conv.stride[0]) for side in x.shape[2:])
-
-
-def _fused(unit: Unit | Projection, partitions: int) -> fused.Unit:
+def _fused(unit: Unit | Projection, partitions: int, bounds: tuple[float, float]) -> fused.Unit:
     """The unit's parameters in planar order."""
     conv, secondary = unit.conv, None
     if isinstance(unit, Unit):
@@ -111,7 +98,8 @@ def _fused(unit: Unit | Projection, partitions: int) -> fused.Unit:
         secondary = unit.conv.secondary.weight.view(M, partitions, partitions)
     primary = conv.weight.unflatten(0, (partitions, -1)).permute(1, 2, 3, 4, 0)                 # (L, M, m, k, k) -> (M, m, k, k, L)
     weight, bias = (parameter.view(partitions, -1).t().flatten() for parameter in (unit.bn.weight, unit.bn.bias))     # [l][m] -> [m][l]
-    return fused.Unit(primary, secondary, weight, bias, unit.bn, conv.stride[0], conv.dilation[0])
+    return fused.Unit(primary, secondary, weight, bias, unit.bn, (partitions, -1), (0, 1), bounds, stride=conv.stride[0],
+                      dilation=conv.dilation[0])
 
 
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
