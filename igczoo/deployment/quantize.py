@@ -36,13 +36,14 @@ def export_int8(
     """Write the portable deployed form of a checkpoint with weights and maps of eight bits, as an ONNX file with what `export` says in it.
 
     The numbers are made by ONNX Runtime's static quantization: of weights a scale for each output channel and seven of the bits, for x86
-    processors without VNNI add products of eight in too few; of maps one scale, by the range they have on the calibration images. The
-    stem's convolution stays as it is.
+    processors without VNNI add products of eight in too few; of maps one scale, by the range they have on a batch of the calibration
+    images, averaged over the batches: so one odd image does not coarsen it for all. The stem's convolution stays as it is.
 
     Args:
         classifier: as `igczoo.load` gives it.
         path: a file to write, in a folder that exists: .onnx; needs `pip install 'igczoo[export]'`.
-        calibration: batches (N, 3, H, W) of photographs such as the net was trained on, preprocessed; some hundreds in all.
+        calibration: batches (N, 3, H, W), about ten at a time, of photographs such as the net was trained on, preprocessed; some
+            hundreds in all.
         held_out: likewise others, to compare with float32.
 
     Raises:
@@ -103,7 +104,8 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
     stem = next(node.name for node in floats.graph.node if node.op_type == 'Conv')      # next to no weights, and all depends on it
     quantize_static(
         prepared, target, Reader(), QuantFormat.QDQ, per_channel=True, reduce_range=True, nodes_to_exclude=[stem],
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax)
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+        extra_options={'CalibMovingAverage': True})
     model = onnx.load(target)
     facts = {prop.key: prop.value for prop in floats.metadata_props}
     onnx.helper.set_model_props(model, facts)       # without those of the preparation
