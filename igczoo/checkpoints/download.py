@@ -102,7 +102,7 @@ def download(
     """
     for last in (False, True):
         try:
-            kind = _transfer(url, path, size, headers, label, check)
+            kind = _transfer(url, path, size, headers, label, check, exact)
             if (found := digest(path)) == expected:
                 return
             raise WrongFileError(f'{url} gave {_size(path):,} bytes of {kind} with digest {found}, '
@@ -113,12 +113,13 @@ def download(
                 raise
 
 
-def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None) -> str:
+def _transfer(
+        url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None, exact: bool) -> str:
     """Make attempts until the server has no more to give; what it called its type. Progress makes up for earlier failures."""
     best, since, failures, unanswered = _size(path), time.monotonic(), 0, False
     while True:
         try:
-            return _attempt(url, path, size, headers, label, check)
+            return _attempt(url, path, size, headers, label, check, exact)
         except _Interrupted as error:
             now = time.monotonic()
             if isinstance(error, _Unanswered):
@@ -135,7 +136,8 @@ def _transfer(url: str, path: Path, size: int, headers: dict[str, str], label: s
             time.sleep(pause)
 
 
-def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None) -> str:
+def _attempt(
+        url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None, exact: bool) -> str:
     have = _size(path)
     if have == size:    # whole, perhaps; the server still has to say what it is
         have -= 1
@@ -150,7 +152,7 @@ def _attempt(url: str, path: Path, size: int, headers: dict[str, str], label: st
         total = None if answer.length is None else start + answer.length
         announced, kind = max(total or 0, _number(first.get('X-Linked-Size'))), answer.headers.get_content_type()
         if announced > size:
-            raise WrongFileError(f'{url} announces {announced:,} bytes of {kind}; the file has no more than {size:,}')
+            raise WrongFileError(f'{url} announces {announced:,} bytes of {kind}, not {size:,}{"" if exact else " or fewer"}')
         with (open(path, 'ab' if start else 'wb') as file,
               tqdm(total=total or size, initial=start, unit='B', unit_scale=True, desc=label, leave=False, disable=None) as bar):
             try:

@@ -41,8 +41,8 @@ class SparseConv2d(nn.Module):
 
     P is `interleave` by the number of groups: one channel from each group in turn, as in the first IGC layer. With channels numbered by
     L - 1 digits to the base K, it moves the last digit, in which a convolution mixes, to the front, so that the next one mixes in the
-    digit before it. The paper's own formula was not at hand; another one that meets the condition gives the same set of functions where
-    K^(L-1) = in_channels, up to the order of the channels between. After W_1 and W_L a permutation would only rename channels.
+    digit before it. The paper's own formula was not at hand; at L = 3 any that meets the condition makes the same functions, up to the
+    order of the channels between. After W_1 and W_L a permutation would only rename channels.
 
     Args:
         in_channels: a multiple of ``channels``.

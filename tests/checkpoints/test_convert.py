@@ -13,13 +13,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from params_files import FLAGS, FORMATS, RELEASED, Net, random_params, symbol, synthetic_params, write_params
+from params_files import (
+    FLAGS,
+    FORMATS,
+    RELEASED,
+    Net,
+    igcv3_symbol,
+    random_params,
+    symbol,
+    synthetic_params,
+    write_params,
+)
 from symbol_graph import evaluate, parameter_shapes
 
-from igczoo.checkpoints.convert import convert_checkpoint
+from igczoo.checkpoints.convert import SOURCES, convert_checkpoint
 from igczoo.checkpoints.convert.igc import CHECKPOINTS, IGC, REGULAR
 from igczoo.checkpoints.convert.keys import key_table, to_state_dict
 from igczoo.checkpoints.convert.mxnet import read_params
+from igczoo.nets.families import build
 from igczoo.nets.igcnet import VARIANTS, IGCNet
 
 SYMBOLS = Path(os.environ.get('IGCZOO_SHARED', Path(__file__).parents[3] / 'shared')) / 'reference' / 'igc-symbols'
@@ -366,6 +377,27 @@ def test_the_graphs_made_here_are_the_released_ones(name):
         if op != 'SoftmaxOutput':
             execution = {'workspace', 'cudnn_off', 'cudnn_tune'}
             assert param == {key: value for key, value in released_param.items() if key not in execution}
+
+
+def test_the_graph_of_igcv3_made_here_is_the_released_one():
+    """Which ends at node 848, its last permutation being the 63rd of those that the authors' code computes."""
+    made = igcv3_symbol()
+    assert made['heads'] == [[848, 0, 0]] and any(node['name'] == 'swapaxes62' for node in made['nodes'])
+    path = SYMBOLS.parent / 'igcv3-symbol.json'
+    if not path.exists():
+        pytest.skip('the authors\' graph igcv3-symbol.json is not in the shared folder')
+    released = json.loads(path.read_text())['nodes']
+    assert len(released) == len(made['nodes'])
+    for node, theirs in zip(made['nodes'], released, strict=True):
+        attr = {key: value for key, value in theirs.get('attr', {}).items() if key != '__init__'}
+        assert (node['op'], node['name'], node['inputs'], node.get('attr', {})) == (theirs['op'], theirs['name'], theirs['inputs'], attr)
+
+
+def test_the_key_table_of_igcv3_is_one_to_one():
+    model = build('igcv3_100', device='meta')
+    table, targets = key_table(SOURCES['mxnet'].models['igcv3_100'], model), model.state_dict()
+    assert {theirs: tuple(targets[ours].shape) for theirs, ours in table.items()} == parameter_shapes(igcv3_symbol())
+    assert sorted(table.values()) == sorted(key for key in targets if not key.endswith('num_batches_tracked')) and len(table) == 492
 
 
 @pytest.mark.parametrize('name, fmt', list(zip(GRAPHS, ('LEGACY', 'V1', 'V2', 'LEGACY', 'LEGACY'), strict=True)))
