@@ -6,7 +6,7 @@ computed anew in the backward pass. Kept for that are the block's input and outp
 products with wide matrices are torch's; all else are loops of `deployment/kernels/training.cpp`, compiled on first use, for float32,
 bfloat16 and float64. Sums are float32, of many rows float64, and do not depend on the number of threads.
 
-All is in planar order, `[m][l]` (see planar.py), maps (N, H, W, C) in memory.
+Channels are planes, `[m][l]` (see planar.py), and maps (N, H, W, C) in memory.
 """
 from __future__ import annotations
 
