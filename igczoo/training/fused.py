@@ -6,7 +6,7 @@ computed anew in the backward pass. Kept for that are the block's input and outp
 products with wide matrices are torch's; all else are loops of `deployment/kernels/training.cpp`, compiled on first use, for float32,
 bfloat16 and float64. Sums are float32, of many rows float64, and do not depend on the number of threads.
 
-All is in planar order, `[m][l]` (see planar.py), maps (N, H, W, C) in memory.
+Channels are planes, `[m][l]` (see planar.py), and maps (N, H, W, C) in memory.
 """
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
     """A regular convolution ``conv``, normalisation ``bn`` and activation ``act``, by kernels where there are some, else as they are."""
     conv, bn, act, dtype = module.conv, module.bn, type(module.act), storage(x)
     k, stride = conv.kernel_size[0], conv.stride[0]
-    if dtype is None or act not in BOUNDS or type(bn) is not nn.BatchNorm2d or (k > 1 and x.requires_grad) or pixels(x, stride) == 1:
+    hooked = any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
+    with_kernels = act in BOUNDS and type(bn) is nn.BatchNorm2d and not (k > 1 and x.requires_grad)
+    if dtype is None or hooked or not with_kernels or pixels(x, stride) == 1:
         return module(x)
     matrix = conv.weight.permute(0, 2, 3, 1).reshape(1, conv.out_channels, -1)
     return block(x, [Unit(None, matrix, bn.weight, bn.bias, bn, (1, -1), (0, 1), BOUNDS[act], kernel=k, stride=stride)], False, dtype)
