@@ -122,7 +122,7 @@ def test_what_is_no_number_comes_through(compiled, value, kind):
     _, _, units, _ = some_units(kind)
     for unit in units:
         x = torch.randn(2, unit.depthwise.shape[2], 9, 7).to(kind)
-        x[1, 3, 2, 5] = value
+        x[1, 3, 2, 4] = value
         found, expected = sparse.sparse_units(x, [unit]), sparse.torch_sparse_units(x, [unit])
         assert not found.isfinite().all()
         torch.testing.assert_close(found, expected, rtol=2 ** -5, atol=2 ** -3 if kind is torch.bfloat16 else 1e-4, equal_nan=True)

@@ -12,13 +12,14 @@ template <class Unit>
 struct Link {
     const Unit *begin, *end;
     int64_t images;                                                 // that go through it at a time
-    int64_t input, between[2];                                      // where what the link before gives, and the maps between units, lie
+    int64_t input;                                                  // where what the link before gives lies
 };
 
 // Of units that say in_image and out_image, the numbers of a map, and run(images, x, threads, out).
 template <class Unit>
 struct Chain {
     std::vector<Link<Unit>> links;
+    int64_t between[2];                                             // where the maps between units of any link lie
     int64_t room = 0;                                               // numbers that all these maps take
 
     Chain(const Unit* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
@@ -27,16 +28,19 @@ struct Chain {
             room += ceil_div(numbers, 64) * 64;
             return at;
         };
+        int64_t most = 0;
         for (const Unit* u = units; u < units + num_units; ++u) {
             if (u > units && u->in_image() == u->out_image()) {
                 links.back().end = u + 1;
+                most = std::max(most, links.back().images * u->out_image());
                 continue;
             }
             const int64_t fitting = chunk_bytes / (u->out_image() * int64_t{sizeof(Number)});
             const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
             const int64_t input = u > units ? place(count * u->in_image()) : 0;
-            links.push_back({u, u + 1, count, input, {place(count * u->out_image()), place(count * u->out_image())}});
+            links.push_back({u, u + 1, count, input});
         }
+        for (int64_t& at : between) at = place(most);
     }
 
     // Links [0, last]: each takes some images as soon as the one before has made them.
@@ -51,7 +55,7 @@ struct Chain {
             }
             for (const Unit* u = link.begin; u < link.end; ++u) {
                 const bool is_last = u + 1 == link.end;
-                Number* target = is_last ? out + begin * u->out_image() : maps + link.between[(u - link.begin) % 2];
+                Number* target = is_last ? out + begin * u->out_image() : maps + between[(u - link.begin) % 2];
                 u->run(count, source, threads, target);
                 source = target;
             }
