@@ -1,10 +1,12 @@
 """Blocks of IGC units in training on a CPU: forward and backward in as few passes over memory as there can be, by compiled kernels.
 
 A map of a large batch does not stay in the cache, and a step of training takes as long as it reads and writes maps. So a block goes through
-some images at a time (CHUNK_BYTES of a map): what lies between a unit's convolutions stays in the cache, in both directions, and is
-computed anew in the backward pass. Kept for that are the block's input and output, and of each unit its map before normalisation. The
-products with wide matrices are torch's; all else are loops of `deployment/kernels/training.cpp`, compiled on first use, for float32,
-bfloat16 and float64. Sums are float32, of many rows float64, and do not depend on the number of threads.
+some images at a time (CHUNK_BYTES of a map): what lies between a unit's convolutions takes little memory, in both directions, and is
+computed anew in the backward pass. Smaller chunks would stay in a nearer cache, but each loop over one ends with threads that wait for one
+another, which on cores that other work shares took most of the time. Kept for the backward pass are the block's input and output, and of
+each unit its map before normalisation. The products with wide matrices are torch's; all else are loops of
+`deployment/kernels/training.cpp`, compiled on first use, for float32, bfloat16 and float64. Sums are float32, of many rows float64, and do
+not depend on the number of threads.
 
 Channels are planes, `[m][l]` (see planar.py), and maps (N, H, W, C) in memory.
 """
@@ -27,7 +29,7 @@ __all__ = ['BOUNDS', 'Unit', 'block', 'conv_norm_act', 'pixels', 'storage', 'why
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
 NARROW = 64     # channels of a plane, up to which a kernel here multiplies faster than torch's libraries
-CHUNK_BYTES = 2 * 1024 ** 2
+CHUNK_BYTES = 32 * 1024 ** 2
 BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.), None: (-math.inf, math.inf)}     # of activations, and where there is none
 
 
