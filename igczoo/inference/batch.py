@@ -41,7 +41,6 @@ __all__ = ['PART_SIZE', 'Summary', 'classify_all']
 
 PART_SIZE = 1000        # images
 LOCK = '.igczoo-batch.lock'
-DEATHS = 3              # of a part's workers, before it is given up
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def classify_all(
         ImageError: there is no image in ``data``.
         ValueError: Ray or pyarrow is missing; ``data`` cannot be read; ``out`` has other files, or parts of something else; there are fewer
             CPUs than workers; or as `classifier.load`.
-        RuntimeError: Ray cannot be started or joined, a part's workers die again and again, or another call writes into ``out``.
+        RuntimeError: Ray cannot be started or joined, or gives up; or another call writes into ``out``.
         OSError: ``out`` cannot be written.
     """
     started = time.monotonic()
@@ -197,17 +196,8 @@ class Worker:
         import pyarrow as pa
         [text] = rows['part'].to_pylist()
         part = Part.from_json(text)
-        if (deaths := _attempt()) >= DEATHS:
-            raise RuntimeError(f'part {part.number}, whose first image is {part.images[0]!r}: workers died {deaths} times while at it, as '
-                               f'they do where memory runs out; look for an image that ends a process, or give fewer workers')
         content = write_part(classify_part(self.classifier, part, self.k, self.batch_size, self.cpus), self.notes)
         return pa.table(dict(name=[part.name], content=pa.array([content], pa.binary())))
-
-
-def _attempt() -> int:
-    """How often what an actor does now was begun before. Ray Data tries again without end, and says so to nobody else."""
-    from ray._private.worker import global_worker
-    return global_worker.core_worker.get_current_task_attempt_number()
 
 
 @contextmanager
@@ -234,10 +224,11 @@ def _connected() -> Iterator[TextIO]:
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    import ray
     try:
         yield
-    except ray.exceptions.RayError as error:
+    except Exception as error:
+        if not type(error).__module__.startswith('ray.'):       # it has several families of them
+            raise
         raise RuntimeError(f'Ray gave up ({_last_line(error)}); what is done is kept, and the same call goes on') from None
 
 
@@ -258,10 +249,10 @@ def _silent_stderr() -> Iterator[TextIO]:
 
 @contextmanager
 def _quiet_data() -> Iterator[None]:
-    """Ray Data without messages and bars of its own, and without its limit on the time a part takes."""
+    """Ray Data without messages and bars of its own."""
     import ray
     context = ray.data.DataContext.get_current()
-    wanted = dict(enable_progress_bars=False, print_on_execution_start=False, execution_no_progress_timeout_s=-1)
+    wanted = dict(enable_progress_bars=False, print_on_execution_start=False)
     before = {key: getattr(context, key) for key in wanted if hasattr(context, key)}    # older ones have fewer
     handlers = [handler for handler in logging.getLogger('ray.data').handlers if isinstance(handler, logging.StreamHandler)]
     levels = [handler.level for handler in handlers]

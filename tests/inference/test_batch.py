@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -125,10 +126,13 @@ def kill_workers() -> int:
     family = [os.getpid()]
     for pid in family:
         family += [child for child, parent in parents.items() if parent == pid]
-    workers = [pid for pid in family if b'MapWorker' in Path(f'/proc/{pid}/cmdline').read_bytes()]
-    for pid in workers:
-        os.kill(pid, 9)
-    return len(workers)
+    killed = 0
+    for pid in family:
+        with suppress(OSError):
+            if b'MapWorker' in Path(f'/proc/{pid}/cmdline').read_bytes():
+                os.kill(pid, 9)
+                killed += 1
+    return killed
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
@@ -151,19 +155,6 @@ def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path):
     assert [row['path'] for row in rows] == addresses and not any(row['error'] for row in rows) and done.images == done.classified == 30
     expected = igczoo.load(MODEL).classify([photograph(number) for number in range(30)], 1)
     assert [row['index'] for row in rows] == [answer[0].index for answer in expected]
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
-def test_an_image_that_ends_every_worker_ends_the_call(two_cpus, tmp_path, capsys):
-    server = Server(lambda path: kill_workers() if path == '/7' else None)
-    server.write_list(tmp_path / 'list.txt', 9)
-    call = ['batch', str(tmp_path / 'list.txt'), '-o', str(tmp_path / 'out'), '--model', MODEL, '--part-size', '3', '--workers', '1']
-    assert main(call) == 1
-    server.shutdown()
-    server.server_close()
-    err = capsys.readouterr().err
-    assert err.count('\n') == 1 and 'part 2' in err and f'died {batch.DEATHS} times' in err
-    assert [Path(row['path']).name for row in rows_in(tmp_path / 'out')] == list('012345')
 
 
 def test_results_of_something_else_are_refused(two_cpus, tmp_path, capsys):
