@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .nets.layers import IGConv2d, interleave
     from .training.finetune import finetune
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['Classifier', 'IGCNet', 'IGConv2d', 'Prediction', 'convert_checkpoint', 'deploy', 'finetune', 'igc_resnet',
            'interleave', 'list_models', 'load']
 
