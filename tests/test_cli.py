@@ -343,7 +343,7 @@ def test_bench(capsys, monkeypatch):
     (['classify', 'x.jpg', '--model', 'nonesuch'], "igczoo classify: 'nonesuch' is no checkpoint; there are "),
     (['evaluate', CIFAR, '--data', 'nonesuch'], 'igczoo evaluate: nonesuch: found no evaluation images'),
     (['train', 'nonesuch', '--data', 'x'], "igczoo train: recipe 'nonesuch' is unknown; there are "),
-    (['convert', 'x.params', '--model', 'nonesuch', '-o', 'x'], "igczoo convert: there is no conversion to 'nonesuch'; there is one to "),
+    (['convert', 'x.params', '--model', 'nonesuch', '-o', 'x'], "igczoo convert: there is no conversion to 'nonesuch' from mxnet; "),
     (['convert', 'x.params', '--model', 'igcnet18', '-o', 'nonesuch'], 'igczoo convert: '),
     (['export', 'nonesuch', '-o', 'x.pt2'], "igczoo export: 'nonesuch' is no checkpoint; there are "),
     (['export', CIFAR, '-o', 'x.txt'], "igczoo export: x.txt: its suffix is '.txt'; it must be .onnx or .pt2"),

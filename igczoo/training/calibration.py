@@ -4,12 +4,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..inference.ahead import batches
 from ..inference.classifier import Classifier
-from .images import Part, open_photographs
+from .images import open_photographs
 from .split import spread
 
 __all__ = ['calibration_batches']
@@ -37,5 +39,5 @@ def calibration_batches(classifier: Classifier, data: str | Path, count: int = 5
 
 
 def _batches(classifier: Classifier, dataset: Dataset, rows: Sequence[int], what: str) -> Iterator[Tensor]:
-    loader = DataLoader(Part(dataset, rows, transform=classifier.preprocess), BATCH)
-    return (x for x, _ in tqdm(loader, what, disable=None, leave=False))
+    for part in batches(tqdm(rows, what, disable=None, leave=False), BATCH):
+        yield torch.stack([classifier.preprocess(dataset.photograph(row, classifier.fit)) for row in part])

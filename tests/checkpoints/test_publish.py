@@ -266,7 +266,7 @@ def test_files_that_are_no_weights(hub, path):
 
 
 def test_weights_of_others_are_never_published(hub, path):
-    rewrite(path, origin=Origin('https://example.com/a.params', 1, '0' * 40, 'mxnet'), license='unknown')
+    rewrite(path, origin=Origin('https://example.com/a.params', 'the authors', 'mxnet', '0' * 40), license='unknown')
     assert 'https://example.com/a.params' in fails(f"{NAME} cannot be published: its weights are somebody else's")
     fails('cannot be published', dry_run=True)
     assert not hub.requests
