@@ -203,14 +203,6 @@ class IGCNet(Net):
         self._create_head(global_pool, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """The authors' initialisation: convolutions N(0, sqrt(2 / fan_in)) with fan_in = in_channels / groups * kernel area."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
-        self._init_head()
-
 
 def _create_stem(stem: str, in_chans: int, width: int, **dd) -> tuple[nn.Module, nn.Module, int, int]:
     """The first convolution, the pooling after it, and the reduction before and after that pooling."""

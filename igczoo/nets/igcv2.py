@@ -276,14 +276,6 @@ class IGCV2(Net):
         self._create_head(global_pool, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Convolutions N(0, sqrt(2 / fan_in))."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
-        self._init_head()
-
 
 def _imagenet(width: float) -> dict[str, Any]:
     """The shape of MobileNetV1 (a stem and 13 units), its units twice as wide, in groups that number 8 once they have 8 channels.

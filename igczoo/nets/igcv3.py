@@ -211,14 +211,6 @@ class IGCV3(Net):
         self._create_head(global_pool, **dd)
         self.init_weights()
 
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Convolutions N(0, sqrt(2 / fan_in))."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
-        self._init_head()
-
 
 def _scaled(channels: int, width: float) -> int:
     scaled = int(channels * width)

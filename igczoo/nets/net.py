@@ -46,6 +46,14 @@ class Net(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     @torch.jit.ignore
+    def init_weights(self) -> None:
+        """The first authors' initialisation: convolutions N(0, sqrt(2 / fan_in)) with fan_in = in_channels / groups * kernel area."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='relu')
+        self._init_head()
+
+    @torch.jit.ignore
     def _init_head(self) -> None:
         """The authors' classifier: weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)), bias 0."""
         if isinstance(self.head, nn.Linear):
