@@ -1,5 +1,5 @@
-// The kernel in a process of its own, for another machine's processor: calls come from the input, each with all the numbers it takes, and
-// the output's numbers go back. test_arm.py says what a call is.
+// The kernel in a process of its own, for another processor or a model of one: calls come from the input, each with all the numbers it
+// takes, and the output's numbers go back. kernel_driver.py says what a call is.
 #include <cstdio>
 
 #include "kernel.cpp"
@@ -37,6 +37,13 @@ int main() {
             igc_unit(out.data(), p[0], p[1], p[2], p[3], p[4], n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10]);
         } else if (function == 1) {
             igc_stem(out.data(), p[0], p[1], p[2], n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9]);
+#ifdef AMX_MODEL
+        } else if (function == 3) {                                 // what tiles have done so far, and why they do nothing
+            const char* why = igc_why_no_tiles();
+            const int64_t counts[] = {amx_model::products, amx_model::configured_threads};
+            std::memcpy(out.data(), counts, sizeof counts);
+            std::memcpy(out.data() + 8, why, std::strlen(why));
+#endif
         } else {
             std::vector<Block> blocks;
             const int64_t* m = n.data() + 3;

@@ -72,6 +72,15 @@ def test_each_type_has_a_kernel_of_its_own(compiled, unloaded):
     assert kernels.why_not() == ''
 
 
+def test_tiles_that_are_not_used_are_told(compiled, monkeypatch):
+    def igc_why_no_tiles():
+        return b'for a reason'
+
+    monkeypatch.setattr(kernels._kernels[torch.bfloat16], 'igc_why_no_tiles', igc_why_no_tiles)
+    assert kernels.load(build=False, dtype=torch.bfloat16) and kernels.why_not() == 'for a reason'
+    assert kernels.load(build=False, dtype=torch.float32) and kernels.why_not() == ''
+
+
 def test_a_cache_that_cannot_be_written(compiled, unloaded, monkeypatch, tmp_path):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))

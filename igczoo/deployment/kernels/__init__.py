@@ -423,7 +423,7 @@ def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
 
     It is compiled once for a type, source, compiler and CPU, and kept in the user's cache, `igczoo/kernels` in $XDG_CACHE_HOME or
     ~/.cache, with its digest; a file that has another one is never loaded. Where the cache cannot be used, it is compiled for this
-    process alone.
+    process alone. Where it is compiled for AMX's tiles, it tries them now, and multiplies by vectors where they do not serve.
 
     Args:
         build: compile it where that has not been done; takes some fifteen seconds. Otherwise only a compiled one is taken.
@@ -438,16 +438,21 @@ def load(build: bool, dtype: torch.dtype = torch.float32) -> bool:
         if kernel is not None:
             _declare(kernel)
             _kernels[dtype] = kernel
+            if dtype is torch.bfloat16:
+                _why_not = _why_not or kernel.igc_why_no_tiles().decode()
     return kernel is not None
 
 
 def is_outrun(dtype: torch.dtype) -> bool:
-    """Whether torch's own operators multiply matrices of this type faster than the kernel here: by AMX, which it does not use."""
+    """Whether torch's own operators multiply matrices of this type faster than the kernel here, by rule: of bfloat16 by AMX.
+
+    They did when the kernel had no products by AMX's tiles (amx.h). It has them now, but nobody has timed them, so the rule stands.
+    """
     return dtype is torch.bfloat16 and 'amx_bf16' in cpu_features().split()
 
 
 def why_not() -> str:
-    """Why the kernel that was asked for last is not ready, or is compiled for this process alone, in one line; else ''."""
+    """Why the kernel that was asked for last is not ready, is compiled for this process alone or does without tiles, in a line; else ''."""
     return _why_not
 
 
@@ -469,3 +474,4 @@ def _declare(library: ctypes.CDLL) -> None:
     for room in (library.igc_inverted_room, library.igc_sparse_room):
         room.argtypes, room.restype = [pointer] + [size] * 3, size
     library.igc_stem.argtypes, library.igc_stem.restype = [pointer] * 4 + [size] * 10, None
+    library.igc_why_no_tiles.argtypes, library.igc_why_no_tiles.restype = [], ctypes.c_char_p

@@ -58,9 +58,12 @@ int64_t igc_sparse_room(const Sparse* units, int64_t num_units, int64_t images, 
 void igc_stem(Number* out, const Number* in, const Number* weight, const Number* bias, int64_t images, int64_t in_channels,
               int64_t height, int64_t width, int64_t in_image, int64_t in_channel, int64_t in_row, int64_t in_column, int64_t channels,
               int64_t threads) {
-    const Stem stem(weight, bias, in_channels, channels);
+    const Stem stem(weight, bias, in_channels, channels, threads);
     const Image first = {height, width, in_channels, in, in_row, in_column, in_channel};
     run_stem(stem, first, images, in_image, threads, out);
 }
+
+// Why products of bfloat16 are not by tiles though the kernel is compiled for them, in one line; else ''.
+const char* igc_why_no_tiles() { return why_no_tiles(); }
 
 }

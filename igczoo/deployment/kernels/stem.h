@@ -1,6 +1,6 @@
-// The stem: a convolution, ReLU and max-pool, all in float32.
+// The stem: a convolution, ReLU and max-pool, all in float32; of bfloat16 the convolution is by tiles where there are any.
 //
-// The convolution goes by Winograd's way down the columns, STEP rows of its map at a time (Lavin and Gray, CVPR 2016). Four of the kernel's
+// By vectors it goes by Winograd's way down the columns, STEP rows of its map at a time (Lavin and Gray, CVPR 2016). Four of the kernel's
 // rows meet even rows of the image and three meet odd ones, each moving by one. Such a convolution is the transposed product of two
 // polynomials, and has as many terms as they have values at enough points. The odd rows' points are among the even ones', so that their
 // terms are summed before the map's rows are made of them: 13 multiplications for 28.
@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "amx.h"
 #include "product.h"
 #include "threads.h"
 
@@ -93,12 +94,14 @@ struct Stem {
     std::vector<float> bias;                                        // (padded)
     std::vector<float> weight;                                      // (7, 7, in_channels, padded)
     std::vector<float> values;                                      // (EVEN.COUNT, 2, 7, in_channels, padded)
+    const bfloat16* tiles;                                          // the weight, its pieces a row of the image, or null
 
     int64_t piece() const { return STEM_KERNEL * in_channels; }     // numbers of an image's row under the kernel
 
-    Stem(const Number* numbers, const Number* biases, int64_t in_channels, int64_t channels)
+    Stem(const Number* numbers, const Number* biases, int64_t in_channels, int64_t channels, int64_t threads)
         : in_channels(in_channels), channels(channels), padded(ceil_div(channels, LANES) * LANES), bias(padded),
-          weight(STEM_KERNEL * piece() * padded), values(EVEN.COUNT * 2 * piece() * padded) {
+          weight(STEM_KERNEL * piece() * padded), values(EVEN.COUNT * 2 * piece() * padded),
+          tiles(in_tiles(numbers, 1, STEM_KERNEL, piece(), channels, threads)) {
         for (int64_t c = 0; c < channels; ++c) {
             bias[c] = load<1>(biases + c)[0];
             for (int64_t k = 0; k < STEM_KERNEL * piece(); ++k) weight[k * padded + c] = load<1>(numbers + k * channels + c)[0];
@@ -135,6 +138,14 @@ void convolve_rows(const Stem& stem, const float* image, int64_t image_row, int6
     if (!are_moderate(image, COVERED * image_row)) {                // row by row: infinity and NaN reach no further than the kernel
         for (int y = 0; y < STEP; ++y, product.rows += STEM_STRIDE * image_row, product.out += out_row)
             multiply(product, width, stem.padded);
+        return;
+    }
+    if (stem.tiles) {                                               // row by row, of the image in bfloat16 again
+        bfloat16* numbers = reinterpret_cast<bfloat16*>(room);      // for over twice as many rows: no tile reads beyond those
+        for (int64_t x = 0; x < COVERED * image_row; x += LANES) store<LANES>(numbers + x, load<LANES>(image + x));
+        std::fill_n(numbers + COVERED * image_row, TILE_NUMBERS, bfloat16{});
+        for (int y = 0; y < STEP; ++y, numbers += STEM_STRIDE * image_row, product.out += out_row)
+            multiply_by_tiles(product, numbers, stem.tiles, width, stem.padded);
         return;
     }
     float* values = room;
@@ -228,6 +239,7 @@ void run_stem(const Stem& stem, const Image& first, int64_t images, int64_t imag
     const int64_t bands = std::min(ceil_div(out_height * POOL_STRIDE, 2 * STEP), ceil_div(threads, images));
     parallel(threads, images * bands, [&](int64_t item) {
         const int64_t number = item / bands, band = item % bands;
+        const TileRegisters registers(stem.tiles);
         Image image = first;
         image.in += number * image_step;
         stem_rows(stem, image, band * out_height / bands, (band + 1) * out_height / bands,

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "amx.h"
 #include "pairs.h"
 #include "primary.h"
 #include "product.h"
@@ -34,9 +35,11 @@ Split split(int64_t pixels, int64_t planes, int64_t channels, int64_t taps, bool
     return best;
 }
 
-// All columns of all pixels; by pairs, the rows are divided where they are.
+// All columns of all pixels; by pairs, the rows are divided where they are. Where the weight is given in tiles, by those.
 template <class T>
-void multiply_tile(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, bool by_pairs, T* copy) {
+void multiply_tile(const Product<T>& p, T* rows, int64_t pixels, int64_t columns, bool by_pairs, const bfloat16* weight_tiles, T* copy) {
+    if constexpr (std::is_same_v<T, bfloat16>)
+        if (weight_tiles) return multiply_by_tiles(p, rows, weight_tiles, pixels, columns);
     if constexpr (PAIRS_PAY<T>)
         if (by_pairs) {
             Row* sums = scratch<Row>(pixels);
@@ -49,7 +52,10 @@ void multiply_tile(const Product<T>& p, T* rows, int64_t pixels, int64_t columns
 // A tile of pixels at a time: the primary convolution, and the projection of a shortcut, then a product for each plane.
 void unit(const Primary& p, const Primary& shortcut, const Number* secondary, const Number* bias, int64_t images, int64_t planes, bool relu,
           int64_t threads, Number* out) {
-    const int64_t L = p.channels, row = ceil_div(L, 16) * 16, pixels = images * p.out_height * p.out_width;
+    const int64_t L = p.channels, pixels = images * p.out_height * p.out_width;
+    const bfloat16* weight_tiles = in_tiles(secondary, planes, 1, L, L, threads);
+    const int64_t whole = weight_tiles ? TILE_NUMBERS : 16, row = ceil_div(L, whole) * whole;
+    const int64_t zeros = weight_tiles ? row - L : L % FACTORS<Number>;     // behind the end of a row
     // What dividing costs is a matter of a row for each of L columns, and of a column for each pixel. Of one image's pixels: how many
     // images there are makes no difference to any.
     const bool by_pairs = PAIRS_PAY<Number> && L >= 64 && p.out_height * p.out_width >= 32;
@@ -60,13 +66,14 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
         const int64_t column = item / s.tiles % s.parts * part, first = item / s.tiles / s.parts * s.group;
         const int64_t group = std::min(s.group, planes - first);
         if (column >= L) return;
-        const int64_t plane_rows = most * row, buffer = s.group * plane_rows;
+        const int64_t plane_rows = (most + (weight_tiles ? TILE_ROWS - 1 : 0)) * row, buffer = s.group * plane_rows;
         Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + packed(L));
         Number* copy = rows + buffer;
         Number* added = copy + packed(L);
+        const TileRegisters registers(weight_tiles);
         convolve(p, begin, end, first, group, {rows, row, plane_rows});
-        if (L % FACTORS<Number>)
-            for (Number* end_of_row = rows + L; end_of_row < rows + buffer; end_of_row += row) *end_of_row = {};
+        if (zeros)
+            for (Number* end_of_row = rows + L; end_of_row < rows + buffer; end_of_row += row) std::fill_n(end_of_row, zeros, Number{});
         if (shortcut.weight) convolve(shortcut, begin, end, first, group, {added, row, plane_rows});
         for (int64_t j = 0; j < group; ++j) {
             const int64_t plane = first + j, at = begin * planes * L + plane * L;
@@ -75,7 +82,8 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
             if (shortcut.weight) product.residual = added + j * plane_rows, product.residual_pixel = row;
             else if (product.residual) product.residual += at;
             product.skip_columns(column);
-            multiply_tile(product, rows + j * plane_rows, end - begin, std::min(part, L - column), by_pairs, copy);
+            const bfloat16* in_tiles = weight_tiles ? weight_tiles + (plane * ceil_div(L, 16) + column / 16) * 16 * row : nullptr;
+            multiply_tile(product, rows + j * plane_rows, end - begin, std::min(part, L - column), by_pairs, in_tiles, copy);
         }
     });
 }
