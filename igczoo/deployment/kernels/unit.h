@@ -67,9 +67,10 @@ void unit(const Primary& p, const Primary& shortcut, const Number* secondary, co
         const int64_t group = std::min(s.group, planes - first);
         if (column >= L) return;
         const int64_t plane_rows = (most + (weight_tiles ? TILE_ROWS - 1 : 0)) * row, buffer = s.group * plane_rows;
-        Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + packed(L));
+        const int64_t room = weight_tiles ? 0 : packed(L);
+        Number* rows = scratch<Number>((shortcut.weight ? 2 : 1) * buffer + room);
         Number* copy = rows + buffer;
-        Number* added = copy + packed(L);
+        Number* added = copy + room;
         const TileRegisters registers(weight_tiles);
         convolve(p, begin, end, first, group, {rows, row, plane_rows});
         if (zeros)
