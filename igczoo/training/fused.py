@@ -208,7 +208,7 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _
 def _inputs(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
     """What the matrices multiply: the primary convolution of z, or the windows that a regular one sees; y is the output."""
     if unit.primary is not None:
-        p = torch.empty_like(y)
+        p = _filtered(unit, y)
         _primary('igc_primary', unit, z, p, z, unit.primary)
         return p
     if unit.kernel == unit.stride == 1:
@@ -264,7 +264,7 @@ class _Gradients:
         if unit.secondary is not None:
             _add_products(_inputs(unit, z, grad_y), unit, grad_y, self.secondary)
             if unit.primary is not None:
-                grad_p = torch.empty_like(grad_y)
+                grad_p = _filtered(unit, grad_y)
                 _multiply(grad_y, unit, grad_p, back=True)
             elif grad_z is not None:    # not of a larger regular convolution: that is of images, whose own gradient nobody wants
                 _multiply(grad_y, unit, grad_z, back=True)
@@ -335,6 +335,11 @@ def _add_products(rows: Tensor, unit: Unit, grad: Tensor, grad_matrices: Tensor)
 
 def _places(unit: Unit) -> Sequence[tuple[int, int]]:
     return unit.places or [(plane, plane) for plane in range(len(unit.secondary))]
+
+
+def _filtered(unit: Unit, y: Tensor) -> Tensor:
+    """Room for what the primary convolution makes on the way to y: (n, H, W, M * L)."""
+    return y.new_empty(*y.shape[:3], unit.primary.shape[0] * unit.primary.shape[4])
 
 
 def _planes(rows: Tensor, width: int) -> tuple[Tensor, ...]:
