@@ -7,7 +7,7 @@ from . import Recipe
 RECIPE = Recipe(
     model='igcv2_14_c64',
     input_size=32,
-    growth=((.6, 16), (.9, 24)),
+    growth=((.8, 16), (.93, 24)),
     mean=(125.307, 122.950, 113.865),   # the authors' constants (train_model.py)
     std=(62.993, 62.089, 66.705),
     epochs=60,
