@@ -1,4 +1,4 @@
-"""Training steps of models as they are written and, where they have IGC layers, in planar order, interleaved in one run: medians.
+"""Training steps of models as they are written and in the form that igczoo trains them in, interleaved in one run: medians.
 
     python benchmarks/training.py [--models igc_resnet20_l24m2 ...] [--size 32] [--num-classes 10] [--batch-size 128] [--device cpu]
                                   [--dtypes fp32 bf16] [--no-nchw] [--rounds 7]
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import igczoo  # noqa: F401  registers the models
-from igczoo.nets.igcv3 import IGCV3
-from igczoo.training.inverted import FusedIGCV3
+from igczoo.training.forms import training_form
 from igczoo.training.memory import keep_freed_memory
 from igczoo.training.planar import PlanarIGCNet, has_igc_layers
 
@@ -26,11 +25,10 @@ def make_steps(model_name: str, num_classes: int, nchw: bool, bf16: bool, x: tor
     net = timm.create_model(model_name, num_classes=num_classes)
     forms = {'as written, NCHW': (torch.contiguous_format, nn.Identity())} if nchw else {}
     forms['as written, channels_last'] = torch.channels_last, nn.Identity()
-    if isinstance(net, IGCV3):
-        forms['by kernels'] = torch.channels_last, FusedIGCV3
     if has_igc_layers(net):
         forms['planar, by torch alone'] = torch.channels_last, partial(PlanarIGCNet, kernels=False)
-        forms['planar'] = torch.channels_last, PlanarIGCNet
+    if training_form(net, x.device) is not net:
+        forms['by kernels'] = torch.channels_last, partial(training_form, device=x.device)
     return {form: make_step(copy.deepcopy(net), *how, bf16, x, y) for form, how in forms.items()}
 
 

@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
     sub.add_argument('--epochs', type=_positive, help='other than the recipe says')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
-    sub.add_argument('--planar', action=argparse.BooleanOptionalAction, help='compute in planar order (default: on a CPU)')
+    sub.add_argument('--as-written', action='store_true', help="by the net's own modules also where a faster form of them exists")
     sub.add_argument('--bf16', action='store_true', help='mixed precision')
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
     sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
@@ -421,7 +421,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
     out = Path(arguments.out or Path('runs') / arguments.recipe)
-    last = train(recipe, arguments.data, out, device=arguments.device, planar=arguments.planar, bf16=arguments.bf16,
+    last = train(recipe, arguments.data, out, device=arguments.device, as_written=arguments.as_written, bf16=arguments.bf16,
                  compile=arguments.compile, seed=arguments.seed)[-1]
     print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs')
 

@@ -151,6 +151,12 @@ def igcv2_025(pretrained: bool = False, **kwargs) -> IGCV2:
 
 
 @register_model
+def igcv2_14_c64(pretrained: bool = False, **kwargs) -> IGCV2:
+    """IGCV2 of depth 14, 64 channels in the first stage and groups of 8, for 32x32 images."""
+    return _create('igcv2_14_c64', pretrained, **kwargs)
+
+
+@register_model
 def igcv2_20_c64(pretrained: bool = False, **kwargs) -> IGCV2:
     """IGCV2 of depth 20, 64 channels in the first stage and groups of 8, for 32x32 images."""
     return _create('igcv2_20_c64', pretrained, **kwargs)
@@ -184,3 +190,9 @@ def igcv3_025(pretrained: bool = False, **kwargs) -> IGCV3:
 def igcv3_100_cifar(pretrained: bool = False, **kwargs) -> IGCV3:
     """IGCV3-D for 32x32 images."""
     return _create('igcv3_100_cifar', pretrained, **kwargs)
+
+
+@register_model
+def igcv3_025_cifar(pretrained: bool = False, **kwargs) -> IGCV3:
+    """IGCV3-D a quarter as wide, for 32x32 images."""
+    return _create('igcv3_025_cifar', pretrained, **kwargs)

@@ -88,6 +88,20 @@ class SparseConv2d(nn.Module):
             x = conv(x)
         return x
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its groups are so narrow that a processor computes their product faster, although it multiplies more."""
+        return self.spatial.in_channels // self.groups < WIDE
+
+    def product(self, dtype: torch.dtype) -> Tensor:
+        """The 1x1 convolutions as one regular one, what they make of each channel alone: (out_channels, in_channels), differentiable."""
+        inputs = self.spatial.in_channels
+        x = torch.eye(inputs, dtype=dtype, device=self.spatial.weight.device)[:, :, None, None]
+        for layer, conv in enumerate(self.pointwise):
+            x = interleave(x, self.groups) if layer > 0 else x
+            x = F.conv2d(x, conv.weight.to(dtype), groups=self.groups)      # (in, out, 1, 1)
+        return x[:, :, 0, 0].t()
+
     def extra_repr(self) -> str:
         return f'L={len(self.pointwise) + 1}, K={self.spatial.in_channels // self.groups}'
 
@@ -159,7 +173,7 @@ class FusedSparseUnit(nn.Module):
         super().__init__()
         self.conv = copy.deepcopy(unit.conv)
         self.conv.pointwise[-1] = fold_batch_norm(unit.conv.pointwise[-1], unit.bn)
-        if self.conv.spatial.in_channels // self.conv.groups < WIDE:
+        if self.conv.is_narrow:
             self.conv.pointwise = nn.ModuleList([_product(self.conv)])
         self.conv.requires_grad_(False).to(memory_format=torch.channels_last)
         self.act = unit.act
@@ -172,14 +186,10 @@ class FusedSparseUnit(nn.Module):
 
 @torch.no_grad()
 def _product(conv: SparseConv2d) -> nn.Conv2d:
-    """The 1x1 convolutions as one regular one: what they make of each channel alone. Computed in float64."""
-    inputs, last = conv.spatial.in_channels, conv.pointwise[-1]
-    x = torch.eye(inputs, dtype=torch.float64, device=last.weight.device)[:, :, None, None]
-    for layer, pointwise in enumerate(conv.pointwise):
-        x = interleave(x, conv.groups) if layer > 0 else x
-        x = F.conv2d(x, pointwise.weight.double(), groups=conv.groups)      # (in, out, 1, 1)
-    product = nn.Conv2d(inputs, last.out_channels, 1, device=last.weight.device, dtype=last.weight.dtype)
-    product.weight.copy_(x.transpose(0, 1))
+    """The 1x1 convolutions as one regular one, computed in float64; the last of them has the bias."""
+    last = conv.pointwise[-1]
+    product = nn.Conv2d(conv.spatial.in_channels, last.out_channels, 1, device=last.weight.device, dtype=last.weight.dtype)
+    product.weight.copy_(conv.product(torch.float64)[:, :, None, None])
     product.bias.copy_(last.bias)
     return product
 
@@ -300,6 +310,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'igcv2_100':        _imagenet(1.),
     'igcv2_050':        _imagenet(.5),
     'igcv2_025':        _imagenet(.25),
+    'igcv2_14_c64':     _cifar(14, 64),
     'igcv2_20_c64':     _cifar(20, 64),
 }
 PRINTED = {

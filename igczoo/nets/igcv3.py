@@ -225,6 +225,7 @@ VARIANTS: dict[str, dict[str, Any]] = {     # parameters
     'igcv3_050':        dict(width=.5),         # 1,985,528
     'igcv3_025':        dict(width=.25),        # 1,534,020
     'igcv3_100_cifar':  dict(width=1., strides=CIFAR_STRIDES),
+    'igcv3_025_cifar':  dict(width=.25, strides=CIFAR_STRIDES),
 }
 PRINTED: dict[str, Printed] = {}
 

@@ -25,7 +25,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,14 +49,11 @@ from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
 from ..inference.classifier import Classifier, load
 from ..inference.photograph import Fit, ImageError
-from ..nets.igcnet import IGCNet
-from ..nets.igcv3 import IGCV3
 from .augment import Augmentation
 from .evaluate import evaluate_set
+from .forms import training_form
 from .images import Part, open_photographs, read_squares
-from .inverted import FusedIGCV3
 from .memory import keep_freed_memory
-from .planar import PlanarIGCNet, has_igc_layers
 from .split import copies_between, stratified_split
 from .train import write_run
 
@@ -179,13 +176,6 @@ def finetune(
 
 def _place(data: str | Path) -> str:
     return str(data) if str(data).startswith('torchvision:') else str(Path(data).expanduser().resolve())
-
-
-def _fastest_form(net: nn.Module, device: torch.device) -> Callable[[nn.Module], nn.Module]:
-    """What makes of the net a module that computes the same and trains faster, where there is one."""
-    if device.type == 'cpu' and isinstance(net, IGCNet) and has_igc_layers(net):
-        return PlanarIGCNet
-    return FusedIGCV3 if device.type == 'cpu' and isinstance(net, IGCV3) else nn.Identity()
 
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
@@ -335,8 +325,7 @@ class _Trainer:
         self.net, self.album, self.settings, self.run, self.device, self.bf16 = net, album, settings, run, device, bf16
         self.augment = Augmentation(_Views.of(preprocess), album.images)
         self.batch = min(BATCH, len(album.images))
-        self.forward = _fastest_form(net, device)
-        self.model = self.forward(net)
+        self.model = training_form(net, device)
         self.window = max(32, round(settings.size * WINDOW / 32) * 32) if settings.size > 64 else settings.size     # whole maps throughout
         self.scale = torch.zeros(())        # of the features, by which the classifier's weights are held small
 
@@ -408,7 +397,7 @@ class _Trainer:
             averaged.step = state['updates']
             optimizer.load_state_dict(state['optimizer'])
         clock = _Clock.of(settings, album, self.batch, began, state['seconds'])
-        watch = self.forward(averaged.module)
+        watch = training_form(averaged.module, self.device)
         images, labels = album.images, album.labels
         per_epoch = len(images) // self.batch
         epoch, log = len(state['log']), state['log']

@@ -20,11 +20,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..deployment.kernels import build
+from ..nets.net import Net
 
-__all__ = ['BOUNDS', 'Unit', 'block', 'conv_norm_act', 'pixels', 'storage', 'why_not']
+__all__ = ['BOUNDS', 'FusedNet', 'Unit', 'block', 'conv_norm_act', 'pixels', 'storage', 'takes_channelwise', 'why_not']
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
@@ -98,6 +100,57 @@ def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
 def pixels(x: Tensor, stride: int) -> int:
     """Of all images after a convolution of this stride; of a single one there are no statistics."""
     return len(x) * math.prod(-(-side // stride) for side in x.shape[2:])
+
+
+class FusedNet(nn.Module):
+    """Computes a net of a stem, stages of units and a final convolution with the parameters and buffers of the net it is given.
+
+    The wrapped net stays as it is and may be used, saved or averaged at any time; its running statistics are kept up. What there are no
+    kernels for is computed by the net's own modules.
+
+    Args:
+        net: with BatchNorm2d for its norm layers and no gradient checkpointing.
+
+    Raises:
+        ValueError: the net has another norm layer, or gradient checkpointing.
+    """
+
+    def __init__(self, net: Net):
+        super().__init__()
+        for name, module in net.named_modules():
+            if name.rpartition('.')[2].rstrip('123') == 'bn' and type(module) is not nn.BatchNorm2d:
+                raise ValueError(f'{type(self).__name__}: {name} is {type(module).__name__}; it must be BatchNorm2d')
+        if net.grad_checkpointing:
+            raise ValueError(f'{type(self).__name__}: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> logits (N, num_classes)."""
+        return self.net.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
+        x = self.net.pool(conv_norm_act(x.contiguous(memory_format=torch.channels_last), self.net.stem))
+        for stage in self.net.stages:
+            for unit in stage:
+                dtype = storage(x)
+                drops = unit.training and isinstance(unit.drop_path, DropPath)
+                x = unit(x) if dtype is None or drops or not self.takes(unit, x) else self.compute(unit, x, dtype)
+        return self.net.final(x) if isinstance(self.net.final, nn.Identity) else conv_norm_act(x, self.net.final)
+
+    def takes(self, unit: nn.Module, x: Tensor) -> bool:
+        """Whether there are kernels for a unit of a net of this family."""
+        raise NotImplementedError
+
+    def compute(self, unit: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The unit by kernels, maps in this type."""
+        raise NotImplementedError
+
+
+def takes_channelwise(conv: nn.Conv2d, act: nn.Module, x: Tensor) -> bool:
+    """Whether there are kernels for a channel-wise convolution of x and the activation of its unit."""
+    stride = conv.stride[0]
+    return type(act) in BOUNDS and (stride == 1 or conv.dilation[0] == 1) and pixels(x, stride) > 1
 
 
 # A block, forward and backward --------------------------------------------------------------------------------------------------------
@@ -208,7 +261,7 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _
 def _inputs(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
     """What the matrices multiply: the primary convolution of z, or the windows that a regular one sees; y is the output."""
     if unit.primary is not None:
-        p = torch.empty_like(y)
+        p = _filtered(unit, y)
         _primary('igc_primary', unit, z, p, z, unit.primary)
         return p
     if unit.kernel == unit.stride == 1:
@@ -264,7 +317,7 @@ class _Gradients:
         if unit.secondary is not None:
             _add_products(_inputs(unit, z, grad_y), unit, grad_y, self.secondary)
             if unit.primary is not None:
-                grad_p = torch.empty_like(grad_y)
+                grad_p = _filtered(unit, grad_y)
                 _multiply(grad_y, unit, grad_p, back=True)
             elif grad_z is not None:    # not of a larger regular convolution: that is of images, whose own gradient nobody wants
                 _multiply(grad_y, unit, grad_z, back=True)
@@ -335,6 +388,11 @@ def _add_products(rows: Tensor, unit: Unit, grad: Tensor, grad_matrices: Tensor)
 
 def _places(unit: Unit) -> Sequence[tuple[int, int]]:
     return unit.places or [(plane, plane) for plane in range(len(unit.secondary))]
+
+
+def _filtered(unit: Unit, y: Tensor) -> Tensor:
+    """Room for what the primary convolution makes on the way to y: (n, H, W, M * L)."""
+    return y.new_empty(*y.shape[:3], unit.primary.shape[0] * unit.primary.shape[4])
 
 
 def _planes(rows: Tensor, width: int) -> tuple[Tensor, ...]:

@@ -27,12 +27,12 @@ from ..checkpoints.folder import tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..files import replacing
 from ..inference.classifier import Classifier
-from ..nets.igcnet import IGCNet
+from ..nets.net import Net
 from .augment import Augmentation
 from .evaluate import count_correct, evaluate_set
+from .forms import training_form
 from .images import open_split, stack_images
 from .memory import keep_freed_memory
-from .planar import PlanarIGCNet, has_igc_layers
 from .recipes import Recipe
 
 __all__ = ['train', 'write_run']
@@ -43,7 +43,7 @@ def train(
         data: str | Path,
         out: str | Path,
         device: str | torch.device | None = None,
-        planar: bool | None = None,
+        as_written: bool = False,
         bf16: bool = False,
         compile: bool = False,
         seed: int = 0,
@@ -61,7 +61,7 @@ def train(
         data: a data set as `images.open_split` reads it; its evaluation split is measured after each epoch.
         out: folder of this run.
         device: where to compute; the first GPU if there is one, else the CPU.
-        planar: compute in planar order; None means on a CPU, where it is faster.
+        as_written: compute by the net's own modules also where `training_form` has a faster form.
         bf16: mixed precision, bfloat16.
         compile: compile the training step's model by torch.compile.
         seed: of the initial weights, the order of images and their augmentation.
@@ -98,7 +98,7 @@ def train(
     settings = _settings(recipe, seed)
     log = _resume(Path(out), settings, net, optimizer, device)
 
-    forward = PlanarIGCNet(net) if _use_planar(net, planar, device) else net
+    forward = net if as_written else training_form(net, device)
     if compile:
         forward.compile()
     model = DistributedDataParallel(forward) if world > 1 else forward
@@ -144,7 +144,7 @@ def train(
     return log
 
 
-def _write(out: Path, recipe: Recipe, net: IGCNet, eval_set: Dataset, data: str, seed: int) -> None:
+def _write(out: Path, recipe: Recipe, net: Net, eval_set: Dataset, data: str, seed: int) -> None:
     """Measure the net as users will, and make ``out`` a checkpoint folder."""
     preprocess = Preprocess((3, recipe.input_size, recipe.input_size), *(tuple(value / 255 for value in values)
                                                                          for values in (recipe.mean, recipe.std)), 'bilinear', 1.)
@@ -172,10 +172,6 @@ def _join_processes(device: str | torch.device | None) -> tuple[torch.device, in
     if world > 1:
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return device, rank, world
-
-
-def _use_planar(net: IGCNet, planar: bool | None, device: torch.device) -> bool:
-    return device.type == 'cpu' and has_igc_layers(net) if planar is None else planar
 
 
 def _settings(recipe: Recipe, seed: int) -> dict[str, Any]:

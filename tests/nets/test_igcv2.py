@@ -156,14 +156,15 @@ def test_structure():
     assert features.feature_info.channels() == [128, 256, 512, 1024, 2048] and features.feature_info.reduction() == [2, 4, 8, 16, 32]
 
 
-def test_counts_of_the_cifar_net():
+@pytest.mark.parametrize('n', [4, 6])
+def test_counts_of_the_cifar_nets(n):
     """Stem and head; channel-wise and grouped weights of 2 and 3 layers of 8 channels a group; two numbers of each norm."""
-    units = [(64, 64, 2, 32)] * 6 + [(64, 128, 2, 16)] + [(128, 128, 3, 16)] * 5 + [(128, 256, 3, 8)] + [(256, 256, 3, 8)] * 5
+    units = [(64, 64, 2, 32)] * n + [(64, 128, 2, 16)] + [(128, 128, 3, 16)] * (n - 1) + [(128, 256, 3, 8)] + [(256, 256, 3, 8)] * (n - 1)
     each = [9 * a + 8 * (a * (depth - 1) + b) for a, b, depth, _ in units]
-    net = timm.create_model('igcv2_20_c64', device='meta')
+    net = timm.create_model(f'igcv2_{3 * n + 2}_c64', device='meta')
     assert count_params(net) == 27 * 64 + 128 + sum(each) + sum(2 * b for _, b, _, _ in units) + 2570
     assert count_macs(net, (3, 32, 32)) == 27 * 64 * 1024 + sum(n * side ** 2 for n, (*_, side) in zip(each, units, strict=True)) + 2560
-    assert sum(unit.residual for unit in net.modules() if isinstance(unit, SparseUnit)) == 16
+    assert sum(unit.residual for unit in net.modules() if isinstance(unit, SparseUnit)) == 3 * n - 2
 
 
 def make(name: str, **kwargs) -> nn.Module:
