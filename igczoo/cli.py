@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--as-written', action='store_true', help="by the net's own modules also where a faster form of them exists")
     sub.add_argument('--bf16', action='store_true', help='mixed precision')
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
+    sub.add_argument('--minutes', type=_above_zero, help='end after the last whole epoch that fits; the same command goes on')
     sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
 
     sub = command('export', _export, 'Write the deployed form of a checkpoint for another engine, as ONNX or as a PyTorch program.',
@@ -415,15 +416,17 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from .training.forms import as_written, training_form
     from .training.recipes import find_recipe
     from .training.train import train
     recipe = find_recipe(arguments.recipe)
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
     out = Path(arguments.out or Path('runs') / arguments.recipe)
-    last = train(recipe, arguments.data, out, device=arguments.device, as_written=arguments.as_written, bf16=arguments.bf16,
-                 compile=arguments.compile, seed=arguments.seed)[-1]
-    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs')
+    last = train(recipe, arguments.data, out, device=arguments.device, form=as_written if arguments.as_written else training_form,
+                 bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes)[-1]
+    to_come = '' if last['epoch'] == recipe.epochs else f' of {recipe.epochs}; the same command goes on'
+    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs{to_come}')
 
 
 def _export(arguments: argparse.Namespace) -> None:

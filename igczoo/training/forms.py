@@ -11,7 +11,7 @@ from .inverted import FusedIGCV3
 from .planar import PlanarIGCNet, has_igc_layers
 from .sparse import FusedIGCV2
 
-__all__ = ['training_form']
+__all__ = ['as_written', 'planar_by_torch', 'training_form']
 
 
 def training_form(net: nn.Module, device: torch.device) -> nn.Module:
@@ -22,3 +22,13 @@ def training_form(net: nn.Module, device: torch.device) -> nn.Module:
         return PlanarIGCNet(net)
     forms = {IGCV2: FusedIGCV2, IGCV3: FusedIGCV3}
     return forms[type(net)](net) if type(net) in forms else net
+
+
+def as_written(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net itself, on every device."""
+    return net
+
+
+def planar_by_torch(net: nn.Module, device: torch.device) -> nn.Module:
+    """Planar order by torch's operators alone, on every device; the net where it has none."""
+    return PlanarIGCNet(net, kernels=False) if isinstance(net, IGCNet) and has_igc_layers(net) else net

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def train(
         data: str | Path,
         out: str | Path,
         device: str | torch.device | None = None,
-        as_written: bool = False,
+        form: Callable[[nn.Module, torch.device], nn.Module] = training_form,
         bf16: bool = False,
         compile: bool = False,
         seed: int = 0,
+        minutes: float | None = None,
 ) -> list[dict[str, float]]:
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
@@ -61,10 +63,12 @@ def train(
         data: a data set as `images.open_split` reads it; its evaluation split is measured after each epoch.
         out: folder of this run.
         device: where to compute; the first GPU if there is one, else the CPU.
-        as_written: compute by the net's own modules also where `training_form` has a faster form.
+        form: makes of the net and the device the module that computes: `training_form`, or another function of forms.py.
         bf16: mixed precision, bfloat16.
         compile: compile the training step's model by torch.compile.
         seed: of the initial weights, the order of images and their augmentation.
+        minutes: end before the first epoch that would end later than this after the call, by the time the last one took; one epoch is
+            trained in any case. A run that has not come to its end goes on by the next call.
 
     Returns:
         The rows of log.csv.
@@ -72,6 +76,7 @@ def train(
     Raises:
         ValueError: the data set has another number of classes than the model, or ``out`` holds a run of other settings.
     """
+    began = time.perf_counter()
     keep_freed_memory()
     device, rank, world = _join_processes(device)
     torch.manual_seed(seed)
@@ -98,7 +103,7 @@ def train(
     settings = _settings(recipe, seed)
     log = _resume(Path(out), settings, net, optimizer, device)
 
-    forward = net if as_written else training_form(net, device)
+    forward = form(net, device)
     if compile:
         forward.compile()
     model = DistributedDataParallel(forward) if world > 1 else forward
@@ -133,7 +138,10 @@ def train(
             train_seconds=round(train_seconds, 1)))
         if rank == 0:
             _save(Path(out), settings, net, optimizer, log)
-    if rank == 0:
+        now = time.perf_counter()
+        if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - started), 60 * minutes, device):
+            break
+    if rank == 0 and len(log) == recipe.epochs:
         torch.manual_seed(seed)
         batches = torch.randperm(len(images)).split(recipe.batch_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -142,6 +150,21 @@ def train(
     if world > 1:
         dist.destroy_process_group()
     return log
+
+
+def _next_seconds(recipe: Recipe, epoch: int, seconds: float) -> float:
+    """How long what follows an epoch, counted from 0, that took ``seconds`` will take: the next one, and after the last the end of the run."""
+    growth = (recipe.size_at(epoch + 1) / recipe.size_at(epoch)) ** 2
+    last = recipe.epochs - 1
+    return seconds * growth * (2 if epoch + 1 == last else 1) if epoch < last else 0.     # the end: statistics and the evaluation split
+
+
+def _is_late(seconds: float, limit: float, device: torch.device) -> bool:
+    """Whether it is later than the limit in any process, so that all of them end after the same epoch."""
+    late = torch.tensor(float(seconds > limit), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(late, dist.ReduceOp.MAX)
+    return bool(late)
 
 
 def _write(out: Path, recipe: Recipe, net: Net, eval_set: Dataset, data: str, seed: int) -> None:

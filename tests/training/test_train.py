@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import igczoo.training.train
+from igczoo.training.forms import as_written, planar_by_torch, training_form
 from igczoo.training.images import open_split, stack_images
 from igczoo.training.recipes import Recipe, find_recipe, list_recipes
 from igczoo.training.train import train
@@ -80,12 +81,14 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, monkeypatch, recipe, sizes
     assert not list(tmp_path.glob('*/*.part'))
 
 
-@pytest.mark.parametrize('model', ['igc_resnet20_l24m2', 'igcv2_14_c64', 'igcv3_025_cifar'])
-def test_the_faster_form_learns_what_the_net_as_written_does(data, tmp_path, model):
+@pytest.mark.parametrize(('model', 'form'), [
+    ('igc_resnet20_l24m2', training_form), ('igcv2_14_c64', training_form), ('igcv3_025_cifar', training_form),
+    ('igc_resnet20_l24m2', planar_by_torch)])
+def test_the_faster_form_learns_what_the_net_as_written_does(data, tmp_path, model, form):
     # a few gentle updates: training magnifies the last bit's differences
     recipe = dataclasses.replace(RECIPE, model=model, epochs=1, lr=0.001)
-    faster, as_written = (run(data, tmp_path / str(form), recipe, as_written=form) for form in (False, True))
-    for key, expected in as_written.items():
+    faster, plain = (run(data, tmp_path / form.__name__, recipe, form=form) for form in (form, as_written))
+    for key, expected in plain.items():
         torch.testing.assert_close(faster[key], expected, rtol=1e-3, atol=1e-4, msg=f'{key} differs')
 
 
@@ -95,6 +98,22 @@ def test_statistics_are_those_of_the_training_images(data, tmp_path):
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (RECIPE.mean, RECIPE.std))
     y = torch.nn.functional.conv2d((images - mean) / std, weights['stem.conv.weight'], padding=1)
     torch.testing.assert_close(weights['stem.bn.running_mean'], y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_without_time_ends_after_an_epoch_and_goes_on(data, tmp_path):
+    whole = run(data, tmp_path / 'whole')
+    for epochs in (1, 2):
+        log = train(RECIPE, data, tmp_path / 'run', device='cpu', minutes=0)
+        assert [row['epoch'] for row in log] == [*range(1, epochs + 1)] and not (tmp_path / 'run' / 'model.safetensors').exists()
+    assert len(train(RECIPE, data, tmp_path / 'run', device='cpu', minutes=0)) == 3      # the last epoch's run comes to its end
+    weights = load_file(tmp_path / 'run' / 'model.safetensors')
+    assert all(torch.equal(weights[key], expected) for key, expected in whole.items())
+
+
+def test_what_follows_an_epoch_takes_time_by_its_pixels_and_the_end_another_epochs():
+    recipe = dataclasses.replace(RECIPE, epochs=4, growth=((.25, 8),), input_size=16)      # 8, 16, 16 and 16 pixels
+    seconds = [igczoo.training.train._next_seconds(recipe, epoch, 10.) for epoch in range(4)]
+    assert seconds == [40., 10., 20., 0.]
 
 
 def test_it_learns(data, tmp_path):
