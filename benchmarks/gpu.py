@@ -1,16 +1,15 @@
 """One visit to a machine with a GPU: its tests, inference, which form trains fastest, and as much of a training run as fits; one report.
 
-    python benchmarks/gpu.py --split DATA PIECES                                     # at home: a folder in pieces that travel
-    PYTHONPATH=. python benchmarks/gpu.py --out OUT --data PIECES --minutes 9        # there
-    python benchmarks/gpu.py --join OUT/run runs/RECIPE                              # at home: `igczoo train RECIPE` goes on from there
+    python benchmarks/gpu.py --split DATA PIECES                                # at home: a data set in pieces that travel
+    PYTHONPATH=. python benchmarks/gpu.py --out OUT --data PIECES               # there
+    python benchmarks/gpu.py --join OUT/run runs/RECIPE                         # at home: `igczoo train RECIPE` goes on from there
 
 Each part takes the minutes it is given at most, 0 leaves it out, and training gets what is left; what did not fit is said in
-OUT/report.md, which is written anew after each part. The run is kept in runs/gpu/RECIPE, from where it goes on, and comes home in at
-most 8 files of 16 MiB, the report counted. With --device cpu it can be tried anywhere.
+OUT/report.md, which is written anew after each part. The run is kept in runs/gpu/RECIPE, from where it goes on, and comes home in
+pieces of at most 16 MiB. With --device cpu it can be tried anywhere. Needs Python 3.11.
 """
 import argparse
 import csv
-import hashlib
 import io
 import json
 import math
@@ -19,12 +18,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -32,13 +27,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import tomllib
 from packaging.requirements import Requirement
+from pieces import SUMS, join, read_sums, split
 
-ROOT = Path(__file__).parents[1]
-WORK = Path('runs/gpu')             # the data set joined, and the runs
-ARCHIVE, SUMS = 'archive.tar', 'SHA256SUMS'
-OUT_PIECE, OUT_MOST = 16, 62        # MiB of a piece of the run, and of all where the checkpoint of a finished run may stay behind
-PACKING, GRACE = 30, 10             # seconds kept for packing the run; that its process may take more than training, for its start
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / 'runs' / 'gpu'    # the data set joined, and the runs
+RUN_MIB = 62                    # of a run; where there is more, the checkpoint of a finished one stays behind
+PACKING, GRACE = 20, 20         # seconds kept for packing the run; that its process may take beyond training, for its start
 STEPS = ('igcnet18', 64, 200), ('igc_resnet20_l24m2', 32, 10), ('igcnet18', 96, 200)    # model, pixels and classes of training steps
 FORMS = {   # of training.py: the function of igczoo.training.forms, and whether torch.compile follows
     'as written, channels_last': ('as_written', False),
@@ -49,140 +45,86 @@ FORMS = {   # of training.py: the function of igczoo.training.forms, and whether
 
 
 def missing() -> list[str]:
-    """What this benchmark needs and does not find, as pip takes it."""
+    """What a visit needs and does not find here."""
+    def is_missing(requirement: str) -> bool:
+        wanted = Requirement(requirement)
+        try:
+            return not wanted.specifier.contains(version(wanted.name), prereleases=True)
+        except PackageNotFoundError:
+            return True
+
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
     needed = [*project['dependencies'], *project['optional-dependencies']['train'], 'pytest>=8']
-    return [*('PYTHONPATH=.' for _ in range(find_spec('igczoo') is None)), *filter(_is_missing, needed)]
-
-
-def _is_missing(requirement: str) -> bool:
-    wanted = Requirement(requirement)
-    try:
-        return not wanted.specifier.contains(version(wanted.name), prereleases=True)
-    except PackageNotFoundError:
-        return True
-
-
-# Folders in pieces --------------------------------------------------------------------------------------------------------------------
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes ``path`` when the block ends without an error; else nothing is left."""
-    if path.exists():
-        raise ValueError(f'{path}: is there already; name a folder that is not')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as beside:
-        (Path(beside) / path.name).mkdir()
-        yield Path(beside) / path.name
-        (Path(beside) / path.name).rename(path)
-
-
-def split(folder: Path, out: Path, mib: int, leave_out: tuple[str, ...] = ()) -> int:
-    """Write a folder, without the files so named, as pieces of a tar archive and SHA256SUMS of it and them; returns how many pieces."""
-    if not folder.is_dir():
-        raise ValueError(f'{folder}: is no folder; give the one to split')
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode='w') as tar:
-        tar.add(folder, '.', filter=lambda member: None if Path(member.name).name in leave_out else member)
-    archive, size = file.getbuffer(), mib << 20
-    pieces = [archive[start:start + size] for start in range(0, len(archive), size)]
-    names = [ARCHIVE, *(f'{ARCHIVE}.{number:02}' for number in range(len(pieces)))]
-    with new_folder(out) as beside:
-        for name, piece in zip(names[1:], pieces, strict=True):
-            (beside / name).write_bytes(piece)
-        (beside / SUMS).write_text(''.join(
-            f'{hashlib.sha256(part).hexdigest()}  {name}\n' for name, part in zip(names, [archive, *pieces], strict=True)))
-    return len(pieces)
-
-
-def join(pieces: Path, out: Path) -> None:
-    """Make the folder again that `split` has split; ValueError where a piece is missing or another, and nothing is written then."""
-    if not (pieces / SUMS).is_file():
-        raise ValueError(f'{pieces}: has no {SUMS}; give a folder that --split wrote')
-    sums = [line.split() for line in (pieces / SUMS).read_text(encoding='utf-8').splitlines()]
-    if {len(line) for line in sums} != {2}:
-        raise ValueError(f'{pieces / SUMS}: is no list of digests and names; bring it again')
-    (whole, _), *listed = sums
-    archive = io.BytesIO()
-    for digest, name in listed:
-        if not (pieces / name).is_file():
-            raise ValueError(f'{pieces / name}: is missing, {SUMS} has it; bring it too')
-        piece = (pieces / name).read_bytes()
-        if (found := hashlib.sha256(piece).hexdigest()) != digest:
-            raise ValueError(f'{pieces / name}: sha256 {found[:12]} is not {digest[:12]} of {SUMS}; bring it again')
-        archive.write(piece)
-    if hashlib.sha256(archive.getbuffer()).hexdigest() != whole:
-        raise ValueError(f'{pieces / SUMS}: has not all the pieces of {ARCHIVE}; bring it again')
-    archive.seek(0)
-    with new_folder(out) as folder, tarfile.open(fileobj=archive) as tar:
-        tar.extractall(folder, filter='data')
+    return ([] if find_spec('igczoo') else ['igczoo on its path (PYTHONPATH=.)']) + [*filter(is_missing, needed)]
 
 
 # Parts: each returns its outcome in a few words, and Markdown -------------------------------------------------------------------------
 
 def run(command: list[str], seconds: float) -> tuple[str, str]:
     """'ok' or what went wrong, and what a Python command printed; with all its children it is ended when the time is over."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
-        process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, cwd=ROOT, env=os.environ | dict(PYTHONPATH=paths),
-                                   start_new_session=True)
+        process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, cwd=ROOT, start_new_session=True)
         try:
             status = process.wait(max(seconds, 0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return 'not done in time', ''
-        printed, said = (file.seek(0) or file.read() for file in (out, err))
+        for file in (out, err):
+            file.seek(0)
+        printed, said = out.read(), err.read()
     return 'ok' if status == 0 else f'ended with {status}: {(said.strip() or printed.strip() or "silently").splitlines()[-1]}', printed
 
 
 def run_tests(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
     outcome, printed = run(['-m', 'pytest', '-q', '-rf', '-p', 'no:cacheprovider', 'tests/deployment/test_cuda.py'], seconds)
     lines = printed.strip().splitlines()
-    return (lines[-1].strip('= ') if lines else outcome), '\n'.join(f'    {line}' for line in lines if line.startswith(('FAILED', 'ERROR')))
+    return lines[-1] if lines else outcome, ''.join(f'- `{line}`\n' for line in lines if line.startswith(('FAILED', 'ERROR')))
 
 
 def run_inference(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
     """First without torch.compile, so that there are figures if it takes too long."""
-    common = ['--device', arguments.device, '--dtypes', 'bfloat16', '--against', 'resnet18', '--no-onnx', '--rounds', str(arguments.rounds)]
     ended, texts = time.monotonic() + seconds, []
     for compiled in ([], ['--compile']):
         for n in arguments.batch_sizes:
-            command = ['benchmarks/inference.py', *common, '--batch-sizes', str(n), *compiled]
+            command = ['benchmarks/inference.py', '--device', arguments.device, '--dtypes', 'bfloat16', '--batch-sizes', str(n),
+                       '--against', 'resnet18', '--no-onnx', '--rounds', str(arguments.rounds), *compiled]
             outcome, printed = run(command, ended - time.monotonic())
             texts.append((outcome, f'`{shlex.join(command)}`: {outcome}\n\n{printed}'))
-    return _count(texts), '\n'.join(text for _, text in texts)
+    return _joined(texts)
 
 
 def run_steps(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
-    """Training steps of `STEPS`, beside resnet18's; leaves in ``arguments.form`` the fastest of the recipe's model, where none was named."""
+    """Training steps; the fastest form of the recipe's model becomes the one to train in, where none was named."""
     from igczoo.training.recipes import find_recipe
     wanted, found = find_recipe(arguments.recipe).model, {}
     ended, texts = time.monotonic() + seconds, []
-    for dtypes, compiled in ((['fp32', 'bf16'], []), (['bf16'], ['--compile'])):
+    for options in (['--dtypes', 'fp32', 'bf16'], ['--dtypes', 'bf16', '--compile']):
         for model, size, classes in STEPS:
-            command = ['benchmarks/training.py', '--models', model, 'resnet18', '--size', str(size), '--num-classes', str(classes), '--no-nchw',
+            command = ['benchmarks/training.py', '--models', model, 'resnet18', '--size', str(size), '--num-classes', str(classes),
                        '--batch-size', str(arguments.batch_size), '--device', arguments.device, '--rounds', str(4 * arguments.rounds),
-                       '--dtypes', *dtypes, *compiled]
+                       '--no-nchw', *options]
             outcome, printed = run([*command, '--json'], ended - time.monotonic())
             rows = json.loads(printed) if outcome == 'ok' else []
             found |= {row['form']: median(row['seconds']) for row in rows if (row['model'], row['dtype']) == (wanted, 'bf16')}
-            texts.append((outcome, f'`{shlex.join(command)}`: {outcome}\n\n{_steps_table(rows, arguments.batch_size)}'))
+            texts.append((outcome, f'`{shlex.join(command)}`: {outcome}\n\n{steps_table(rows, arguments.batch_size)}'))
     arguments.form = arguments.form or min((form for form in found if form in FORMS), key=found.get, default=None)
-    return _count(texts), '\n'.join(text for _, text in texts)
+    return _joined(texts)
 
 
-def _count(texts: list[tuple[str, str]]) -> str:
-    return f'{sum(outcome == "ok" for outcome, _ in texts)} of {len(texts)} measurements'
+def _joined(texts: list[tuple[str, str]]) -> tuple[str, str]:
+    return f'{sum(outcome == "ok" for outcome, _ in texts)} of {len(texts)} measurements', '\n'.join(text for _, text in texts)
 
 
-def _steps_table(rows: list[dict], batch_size: int) -> str:
-    """Images a second of the median step, the range, and against the net as written in the same type."""
+def steps_table(rows: list[dict], batch_size: int) -> str:
+    """Images a second of the median step, the range, and how many times as fast as the net as written in the same type."""
+    if not rows:
+        return ''
     plain = {(row['model'], row['dtype']): median(row['seconds']) for row in rows if row['form'] == 'as written, channels_last'}
-    cells = [('model', 'form', 'type', 'images/s (range)', 'ratio'), ('---', '---', '---', '---:', '---:')][:2 * bool(rows)]
+    cells = [('model', 'form', 'type', 'images/s (range)', 'ratio'), ('---', '---', '---', '---:', '---:')]
     for row in rows:
         middle, low, high = (batch_size / of(row['seconds']) for of in (median, max, min))
-        ratio = plain[row['model'], row['dtype']] * middle / batch_size
+        ratio = plain[row['model'], row['dtype']] / median(row['seconds'])
         cells.append((row['model'], row['form'], row['dtype'], f'{middle:,.0f} ({low:,.0f} to {high:,.0f})', f'{ratio:.2f}x'))
     return _table(cells)
 
@@ -192,21 +134,22 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def run_training(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
-    """Train from runs/gpu/RECIPE on and pack the run."""
     from igczoo.training.recipes import find_recipe
-    ended, recipe, data = time.monotonic() + seconds - PACKING, find_recipe(arguments.recipe), arguments.data
+    ended, data, folder = time.monotonic() + seconds - PACKING, arguments.data, WORK / arguments.recipe
     if (data / SUMS).is_file():
-        data = WORK / 'data' / data.name
+        digest, name = read_sums(data)[0]
+        data = WORK / digest[:12] / Path(name).stem     # its name gets into the checkpoint's card
         if not data.exists():
             join(arguments.data, data)
+    recipe = find_recipe(arguments.recipe)
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     form = arguments.form or next(iter(FORMS))
-    outcome = train_for(recipe, data, WORK / arguments.recipe, arguments.device, form, ended - time.monotonic() - GRACE, GRACE)
-    return f'{form}: {outcome}', pack(WORK / arguments.recipe, arguments.out / 'run')
+    outcome = train_for(recipe, data, folder, arguments.device, form, ended - time.monotonic() - GRACE, GRACE)
+    return f'{form}: {outcome}', pack(folder, arguments.out / 'run')
 
 
 def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds: float, grace: float) -> str:
-    """Train in a process of its own to the last whole epoch that fits; where one takes too long, that process is ended in it."""
+    """Train in a process of its own to the last whole epoch that fits; a process that takes longer is ended within its epoch."""
     from igczoo.training import forms
     from igczoo.training.train import train
     name, compiled = FORMS[form]
@@ -222,54 +165,55 @@ def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds:
 
 
 def _log(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO((folder / 'log.csv').read_text(encoding='utf-8')))) if (folder / 'log.csv').exists() else []
+    file = folder / 'log.csv'
+    return list(csv.DictReader(io.StringIO(file.read_text(encoding='utf-8')))) if file.exists() else []
 
 
 def pack(folder: Path, out: Path) -> str:
-    """The run in pieces, for the way home, and its log; a checkpoint of a finished run goes with it where there is room."""
+    """The run in pieces, and its log."""
     rows = _log(folder)
     if not rows:
         return 'No epoch is whole; there is nothing to bring home.\n'
-    is_large = sum(file.stat().st_size for file in folder.iterdir()) > OUT_MOST << 20
+    is_large = sum(file.stat().st_size for file in folder.iterdir()) > RUN_MIB << 20
     stays = ('checkpoint.pt',) if is_large and (folder / 'card.json').exists() else ()
-    count = split(folder, out, OUT_PIECE, stays)
-    head = tuple(rows[0])
-    return (f'{count} pieces in {out.name}/{f", without {stays[0]}, for which there is no room" if stays else ""}; at home: '
-            f'`python benchmarks/gpu.py --join {out.name} runs/{folder.name}`\n\n'
-            f'{_table([head, ("---:",) * len(head), *(tuple(row.values()) for row in rows)])}')
+    count = split(folder, out, 16, stays)
+    lines = [tuple(rows[0]), ('---:',) * len(rows[0]), *(tuple(row.values()) for row in rows)]
+    return (f'{count} pieces{", without " + stays[0] + ", for which there is no room" if stays else ""}; at home '
+            f'`python benchmarks/gpu.py --join {out.name} runs/{folder.name}`\n\n{_table(lines)}')
 
 
 # The visit ----------------------------------------------------------------------------------------------------------------------------
 
 def visit(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+    if lacking := missing():
+        raise ValueError(f'this machine lacks {", ".join(lacking)}; bring wheels, or set the path')
+    import torch
+
     from igczoo.deployment.placement import check_placement
     from igczoo.files import replacing
     from igczoo.training.recipes import find_recipe
-    began = time.monotonic()
-    if lacking := missing():
-        raise ValueError(f'this machine lacks {", ".join(lacking)}; bring wheels of them, or set the path')
-    import torch
     check_placement(arguments.device, torch.bfloat16)
     find_recipe(arguments.recipe)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if any(arguments.out.iterdir()):
         raise ValueError(f'{arguments.out}: is not empty; name another folder for the report')
-    parts = {'tests': (run_tests, arguments.tests), 'inference': (run_inference, arguments.inference), 'training steps': (
-        run_steps, arguments.steps), 'training': (run_training, math.inf if arguments.data else 0)}
     rows, texts = [('part', 'minutes given', 'taken', 'outcome'), ('---', '---:', '---:', '---')], []
-    for name, (part, minutes) in parts.items():
-        seconds = min(60 * minutes, 60 * arguments.minutes + began - time.monotonic())
-        if minutes > 0 < seconds:
-            started = time.monotonic()
-            try:
-                outcome, text = part(arguments, seconds)
-            except (ValueError, OSError) as error:
-                outcome, text = str(error), ''
-            rows.append((name, f'{seconds / 60:.1f}', f'{(time.monotonic() - started) / 60:.1f}', outcome))
-            texts.append(f'\n## {name.capitalize()}\n{text}')
-            with replacing(arguments.out / 'report.md') as file:
-                file.write_text(f'# A visit to a GPU\n{machine(arguments.device)}\n\n{_table(rows)}{"".join(texts)}', encoding='utf-8')
-            print(f'{name}: {outcome}', flush=True)
+    for name, part, minutes in (('tests', run_tests, arguments.tests), ('inference', run_inference, arguments.inference),
+                                ('steps', run_steps, arguments.steps), ('training', run_training, math.inf if arguments.data else 0)):
+        started = time.monotonic()
+        seconds = min(60 * minutes, 60 * arguments.minutes + began - started)
+        if minutes == 0:
+            continue
+        try:
+            outcome, text = part(arguments, seconds)
+        except (ValueError, OSError) as error:
+            outcome, text = str(error), ''
+        rows.append((name, f'{seconds / 60:.1f}', f'{(time.monotonic() - started) / 60:.1f}', outcome))
+        texts.append(f'\n## {name.capitalize()}\n{text}')
+        with replacing(arguments.out / 'report.md') as file:
+            file.write_text(f'# A visit to a GPU\n{machine(arguments.device)}\n\n{_table(rows)}{"".join(texts)}', encoding='utf-8')
+        print(f'{name}: {outcome}', flush=True)
 
 
 def machine(device: str) -> str:
@@ -278,8 +222,8 @@ def machine(device: str) -> str:
     from igczoo.deployment.bench import host
     text = f'{host(device)}, Python {sys.version.split()[0]}, {os.cpu_count()} processors'
     if torch.device(device).type == 'cuda':
-        gpu = torch.cuda.get_device_properties(device)
-        text += f'; {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
+        memory = torch.cuda.get_device_properties(device).total_memory
+        text += f'; {memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
     return text
 
 
@@ -289,7 +233,7 @@ def main() -> None:
     what.add_argument('--split', nargs=2, type=Path, metavar=('FOLDER', 'PIECES'))
     what.add_argument('--join', nargs=2, type=Path, metavar=('PIECES', 'FOLDER'))
     what.add_argument('--out', type=Path, help='an empty folder for the report and the run')
-    parser.add_argument('--mib', type=int, default=40, choices=range(1, 61), metavar='N', help='of a piece (default: %(default)s, at most 60)')
+    parser.add_argument('--mib', type=int, default=40, choices=range(1, 61), metavar='N', help='of a piece, 1 to 60 (default: 40)')
     parser.add_argument('--minutes', type=float, default=9, help='for everything (default: %(default)s)')
     parser.add_argument('--tests', type=float, default=1, metavar='MINUTES', help='(default: %(default)s)')
     parser.add_argument('--inference', type=float, default=2.5, metavar='MINUTES', help='(default: %(default)s)')
@@ -300,7 +244,7 @@ def main() -> None:
     parser.add_argument('--form', choices=FORMS, help='to train in (default: the fastest measured, else the first)')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[64, 256], help='of inference (default: 64 256)')
     parser.add_argument('--batch-size', type=int, default=128, help='of training steps (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=5, help='of inference; of training steps four times as many (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=5, help='of inference, and a quarter of those of steps (default: %(default)s)')
     parser.add_argument('--device', default='cuda')
     arguments = parser.parse_args()
     try:

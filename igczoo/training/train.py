@@ -153,10 +153,10 @@ def train(
 
 
 def _next_seconds(recipe: Recipe, epoch: int, seconds: float) -> float:
-    """How long what follows an epoch, counted from 0, that took ``seconds`` will take: the next one, and after the last the end of the run."""
+    """How long the next epoch will take, by the pixels of this one, counted from 0, that took ``seconds``; the run's end is in the last."""
     growth = (recipe.size_at(epoch + 1) / recipe.size_at(epoch)) ** 2
     last = recipe.epochs - 1
-    return seconds * growth * (2 if epoch + 1 == last else 1) if epoch < last else 0.     # the end: statistics and the evaluation split
+    return seconds * growth * (2 if epoch + 1 == last else 1) if epoch < last else 0.    # 2: statistics and the card
 
 
 def _is_late(seconds: float, limit: float, device: torch.device) -> bool:

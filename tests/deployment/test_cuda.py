@@ -1,4 +1,6 @@
 """On a GPU: shapes and devices by torch's fake tensors, which need none, and outputs where there is one."""
+import copy
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch.func import functional_call
 import igczoo
 from igczoo.deployment.deploy import forms_used
 from igczoo.deployment.forms import FORMS
+from igczoo.training.forms import as_written, planar_by_torch
 from igczoo.training.planar import PlanarIGCNet, has_igc_layers
 
 
@@ -89,3 +92,19 @@ def test_outputs_are_equal(name):
     net.cuda()
     for model in (net, igczoo.deploy(net), igczoo.deploy(net, x.cuda())):
         torch.testing.assert_close(model(x.cuda()).cpu(), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.parametrize('name', NETS)
+def test_training_steps_are_equal(name):
+    """Gradients and running statistics of the net and of its planar form, on a GPU and on the CPU."""
+    net = make(name, drop_rate=0.).train()
+    x, target = torch.randn(3, 3, 32, 24, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    twins = [(copy.deepcopy(net).cuda(), form) for form in (as_written, planar_by_torch)]
+    (net(x) * target).sum().backward()
+    for twin, form in twins:
+        (form(twin, x.cuda().device)(x.cuda()) * target.cuda()).sum().backward()
+        for (key, expected), found in zip(net.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(found.grad.cpu(), expected.grad, rtol=1e-8, atol=1e-8, msg=f'{key} differs')
+        for (key, expected), found in zip(net.named_buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-10, msg=f'{key} differs')
