@@ -210,7 +210,7 @@ def visit(arguments: argparse.Namespace) -> None:
         except (ValueError, OSError) as error:
             outcome, text = str(error), ''
         rows.append((name, f'{seconds / 60:.1f}', f'{(time.monotonic() - started) / 60:.1f}', outcome))
-        texts.append(f'\n## {name.capitalize()}\n{text}')
+        texts.append(f'\n## {name.capitalize()}\n{text}' if text else '')
         with replacing(arguments.out / 'report.md') as file:
             file.write_text(f'# A visit to a GPU\n{machine(arguments.device)}\n\n{_table(rows)}{"".join(texts)}', encoding='utf-8')
         print(f'{name}: {outcome}', flush=True)

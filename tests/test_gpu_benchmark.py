@@ -16,7 +16,7 @@ pytest.importorskip('tomllib', reason='the benchmark needs Python 3.11')
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 RECIPE = Recipe(
-    model='igc_resnet20_l4m8', num_classes=2, input_size=16, mean=(120., 110., 100.), std=(60., 60., 60.), epochs=2, batch_size=8, lr=.1,
+    model='igc_resnet20_l24m2', num_classes=2, input_size=8, mean=(120., 110., 100.), std=(60., 60., 60.), epochs=2, batch_size=16, lr=.1,
     warmup_epochs=.5, momentum=.9, weight_decay=1e-3, label_smoothing=.1, crop_padding=2, flip=True)
 
 
@@ -103,7 +103,7 @@ def test_a_visit_trains_to_the_last_whole_epoch_and_the_next_goes_on(scripts, tm
     for split, label, count in (('train', 'a', 8), ('train', 'b', 8), ('test', 'a', 2), ('test', 'b', 2)):
         (tmp_path / 'noise' / split / label).mkdir(parents=True)
         for number in range(count):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / 'noise' / split / label / f'{number}.png')
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'noise' / split / label / f'{number}.png')
     scripts.pieces.split(tmp_path / 'noise', tmp_path / 'pieces', 1)
     monkeypatch.setattr('igczoo.training.recipes.find_recipe', lambda name: RECIPE)
     monkeypatch.setattr(scripts.gpu, 'missing', list)
@@ -117,7 +117,7 @@ def test_a_visit_trains_to_the_last_whole_epoch_and_the_next_goes_on(scripts, tm
         assert f'training: as written, channels_last: {epochs} of 2 epochs\n' in capsys.readouterr().out
         report = (out / 'report.md').read_text()
         assert f' | as written, channels_last: {epochs} of 2 epochs |' in report and torch.__version__ in report
-        assert f'\n| {epochs} | 16 | ' in report and f'\n| {epochs + 1} | 16 | ' not in report
+        assert f'\n| {epochs} | 8 | ' in report and f'\n| {epochs + 1} | 8 | ' not in report
         scripts.pieces.join(out / 'run', tmp_path / f'home{epochs}')
         assert content(tmp_path / f'home{epochs}') == content(tmp_path / 'work' / 'tiny')
         assert len(torch.load(tmp_path / f'home{epochs}' / 'checkpoint.pt', weights_only=True)['log']) == epochs
