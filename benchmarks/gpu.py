@@ -34,7 +34,7 @@ from pieces import SUMS, join, read_sums, split
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / 'runs' / 'gpu'    # the data set joined, and the runs
 RUN_MIB = 62                    # of a run; where there is more, the checkpoint of a finished one stays behind
-PACKING, GRACE = 20, 20         # seconds kept for packing the run; that its process may take beyond training, for its start
+PACKING, GRACE = 20, 20         # seconds kept for packing the run; that training may take beyond its time before it is ended
 STEPS = ('igcnet18', 64, 200), ('igc_resnet20_l24m2', 32, 10), ('igcnet18', 96, 200)    # model, pixels and classes of training steps
 FORMS = {   # of training.py: the function of igczoo.training.forms, and whether torch.compile follows
     'as written, channels_last': ('as_written', False),
@@ -150,11 +150,7 @@ def run_training(arguments: argparse.Namespace, seconds: float) -> tuple[str, st
 
 def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds: float, grace: float) -> str:
     """Train in a process of its own to the last whole epoch that fits; a process that takes longer is ended within its epoch."""
-    from igczoo.training import forms
-    from igczoo.training.train import train
-    name, compiled = FORMS[form]
-    process = get_context('spawn').Process(target=train, args=(recipe, data, folder, device, getattr(forms, name)), kwargs=dict(
-        bf16=True, compile=compiled, minutes=seconds / 60))
+    process = get_context('spawn').Process(target=_train, args=(recipe, data, folder, device, form, time.monotonic() + seconds))
     process.start()
     process.join(max(seconds, 0) + grace)
     late = process.is_alive()
@@ -162,6 +158,14 @@ def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds:
     process.join()
     done = f'{len(_log(folder))} of {recipe.epochs} epochs'
     return f'{done}, stopped within one' if late else done + f', ended with {process.exitcode}' * bool(process.exitcode)
+
+
+def _train(recipe, data: Path, folder: Path, device: str, form: str, deadline: float) -> None:
+    from igczoo.training import forms
+    from igczoo.training.train import train
+    name, compiled = FORMS[form]
+    minutes = (deadline - time.monotonic()) / 60    # the start of this process has taken some
+    train(recipe, data, folder, device, getattr(forms, name), bf16=True, compile=compiled, minutes=minutes)
 
 
 def _log(folder: Path) -> list[dict[str, str]]:
