@@ -13,7 +13,7 @@
 
 namespace {
 
-// As _Unit in inverted.py lays it out: g groups of the expansion, p parts of c channels from each group, C input and O output channels.
+// As inverted.py and chain.py have it: g groups of the expansion, p parts of c channels from each group, C input, O output channels.
 struct Inverted {
     const Number *expand, *expand_bias;                             // (p, g, C / g, c), (p, g, c)
     const Number *depthwise, *depthwise_bias;                       // (p, k, k, g, c), (p, g, c)

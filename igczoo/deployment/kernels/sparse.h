@@ -12,7 +12,7 @@
 
 namespace {
 
-// As _Unit in sparse.py lays it out: g groups of K channels, O output channels, `depth` products before the last.
+// As sparse.py and chain.py have it: g groups of K channels, O output channels, `depth` products before the last.
 struct Sparse {
     const Number* depthwise;                                        // (k, k, C)
     const Number* between;                                          // (depth, g, K, K)
