@@ -25,6 +25,7 @@ struct Inverted {
     int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
     int64_t part() const { return groups * channels; }
     int64_t taps() const { return map.kernel * map.kernel; }
+    bool keeps_shape() const { return in_image() == out_image(); }
     void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 

@@ -23,6 +23,7 @@ struct Sparse {
     int64_t in_channels() const { return groups * channels; }
     int64_t in_image() const { return map.height * map.width * in_channels(); }
     int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
+    bool keeps_shape() const { return in_image() == out_image(); }
     void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 
