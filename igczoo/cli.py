@@ -268,12 +268,10 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from .checkpoints.digests import sha256
-    from .checkpoints.folder import WEIGHTS, folder_card
+    from .checkpoints.folder import WEIGHTS, folder_card, folder_path
     from .checkpoints.store import Copy, locate
-    card, path = folder_card(arguments.name), Path(arguments.name, WEIGHTS)
-    if card:
-        copies = [Copy('folder', path, 'absent' if not path.exists() else 'ok' if sha256(path) == card.sha256 else 'wrong digest')]
+    if card := folder_card(arguments.name):
+        copies = [Copy.found('folder', folder_path(arguments.name) / WEIGHTS, card.sha256)]
     else:
         copies = locate(card := find_card(arguments.name))
     if arguments.json:

@@ -260,8 +260,9 @@ def test_every_command_takes_a_folder_of_ones_own(capsys, mine, tmp_path, monkey
         assert (status, json_status) == (0, 0)
         return text, json.loads(found)
 
-    text, found = both('info', mine)
-    assert f'{CIFAR}.my_model' in text and 'folder  ok' in text and found['copies'][0]['state'] == 'ok'
+    for name in (mine, f'local-dir:{mine}'):
+        text, found = both('info', name)
+        assert f'{CIFAR}.my_model' in text and 'folder  ok' in text and found['copies'][0]['state'] == 'ok'
     text, found = both('classify', '--model', mine, photos / 'red' / '0.png')
     assert 'red' in text.splitlines()[0] and found[0]['predictions'][0]['label'] == 'red'
     text, found = both('classify', '--model', mine, photos, '-k', 1)
@@ -273,8 +274,9 @@ def test_every_command_takes_a_folder_of_ones_own(capsys, mine, tmp_path, monkey
     assert found['confusion']['red']['red'] == 3
     text, found = both('explain', '--model', mine, photos / 'red' / '0.png', '-o', tmp_path / 'heat.png', '--label', 'blue')
     assert 'blue' in text and found['label'] == 'blue' and (tmp_path / 'heat.png').exists()
-    text, found = both('publish', '--model', mine, '--to', 'me')
-    assert f'me/{CIFAR}.my_model: nothing is uploaded' in text and found['repo'] == f'me/{CIFAR}.my_model'
+    for name in (mine, f'local-dir:{mine}'):
+        text, found = both('publish', '--model', name, '--to', 'me')
+        assert f'me/{CIFAR}.my_model: nothing is uploaded' in text and found['repo'] == f'me/{CIFAR}.my_model'
     text, found = both('bench', mine, '--rounds', 1, '--batch-size', 1)
     assert 'deployed' in text and found['timings']
     assert run(capsys, 'export', '--model', mine, '-o', tmp_path / 'x.pt2')[0] == 0 and (tmp_path / 'x.pt2').exists()

@@ -41,6 +41,15 @@ def test_the_code_prints_what_its_comments_say(monkeypatch):
     assert expected and out.getvalue().splitlines() == expected
 
 
+def test_the_times_are_rows_of_the_whole_table():
+    """Which is measured again as a whole; the page has it."""
+    def tables(text: str) -> list[list[str]]:
+        return [table.splitlines() for table in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE) if 'float32, batch 1' in table]
+
+    [few], [whole] = tables(README), tables((ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8'))[:1]
+    assert few[:2] == whole[:2] and len(few) > 4 and set(few) < set(whole)
+
+
 @pytest.mark.parametrize('target', re.findall(r'\]\((?!http)([^)]+)\)', README))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()

@@ -14,7 +14,7 @@ from .card import Card, read_card, write_card
 from .digests import sha256
 from .model_card import config_json, model_card
 
-__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'tag_for', 'write_checkpoint']
+__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'folder_path', 'tag_for', 'write_checkpoint']
 
 CARD, CONFIG, README, WEIGHTS = 'card.json', 'config.json', 'README.md', 'model.safetensors'
 
@@ -36,13 +36,18 @@ def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, T
     return card
 
 
+def folder_path(name: str | os.PathLike) -> Path:
+    """The folder that a name means, which may begin with timm's 'local-dir:' or with ~."""
+    return Path(os.fspath(name).removeprefix('local-dir:')).expanduser()
+
+
 def folder_card(name: str | os.PathLike) -> Card | None:
     """The card in a folder; None where ``name`` is no folder with one.
 
     Raises:
         CardError: there is one that cannot be read.
     """
-    path = Path(os.fspath(name).removeprefix('local-dir:')).expanduser() / CARD
+    path = folder_path(name) / CARD
     return read_card(path) if os.fspath(name) and path.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""One file of a repository on the Hugging Face hub, checked against a digest that is known beforehand."""
+"""A repository on the Hugging Face hub: its name, and one file of it, checked against a digest that is known beforehand."""
 from __future__ import annotations
 
 import re
@@ -7,13 +7,24 @@ from email.message import Message
 from pathlib import Path
 
 from huggingface_hub import constants, get_token, hf_hub_url
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .download import WrongFileError, download
 
-__all__ = ['download_from_hub']
+__all__ = ['download_from_hub', 'hub_repo']
 
 DIGEST = re.compile('[0-9a-f]{40}|[0-9a-f]{64}')    # git's of a small file, sha256 of a large one
 COMMIT = re.compile('[0-9a-f]{40}')
+
+
+def hub_repo(namespace: str, name: str, given_by: str, error: type[Exception]) -> str:
+    """`<namespace>/<name>`; an ``error`` where the hub knows no such names, with ``given_by``, where the namespace comes from."""
+    repo = f'{namespace}/{name}'
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as reason:
+        raise error(f'{repo!r} is no name of a hub repository, see {given_by}: {reason}') from None
+    return repo
 
 
 def download_from_hub(repo: str, name: str, revision: str, path: Path, size: int, digest: Callable[[Path], str],

@@ -1,4 +1,4 @@
-"""What is written from the cards: config.json and README.md of each folder of weights/, and the table of models in the README.
+"""What is written from the cards: config.json and README.md of each folder of weights/, and the README's table.
 
 `python -m igczoo.checkpoints.model_card` writes them all again; a test compares.
 """
@@ -86,9 +86,7 @@ def comparison(card: Card) -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README's text with a table and comparisons between its `TABLE_MARKS`.
-
-    The table has this installation's checkpoints, and of the other models those that somebody prints an accuracy of.
+    """The README's text with a table between its `TABLE_MARKS`: the first net of each generation, by what its bare name means.
 
     Raises:
         ValueError: the text has not each mark once, in their order.
@@ -97,9 +95,9 @@ def with_table(readme: str) -> str:
     if readme.count(start) != 1 or readme.partition(start)[2].count(end) != 1:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
-    found = cards()
-    tables = '\n'.join(filter(None, [models_table(found, filter(printed, VARIANTS)), *(comparison(found[name]) for name in sorted(found))]))
-    return f'{before}{start}\n{tables}{end}{rest.partition(end)[2]}'
+    first = [next(iter(family.VARIANTS)) for family in GENERATIONS]
+    table = models_table({name: card for name, card in cards().items() if card.default and card.model in first}, first)
+    return f'{before}{start}\n{table}{end}{rest.partition(end)[2]}'
 
 
 def count_params(model: torch.nn.Module) -> int:

@@ -13,15 +13,14 @@ from textwrap import shorten
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError  # of the HTTP library that this version of huggingface_hub uses
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
 from .digests import sha256
 from .download import DownloadError
-from .folder import CARD, folder_card
-from .hub import download_from_hub
+from .folder import CARD, folder_card, folder_path
+from .hub import download_from_hub, hub_repo
 from .model_card import config_json, count_params, model_card, net_of
 from .store import StoreError, fetch
 
@@ -67,17 +66,13 @@ def publish(card: Card | str, to: str, dry_run: bool = True) -> Publication:
             message says otherwise the card is as it was.
     """
     if not isinstance(card, Card) and folder_card(card):
-        path = Path(card) / CARD
+        path = folder_path(card) / CARD
     else:
         path = weights_folder() / (card.name if isinstance(card, Card) else find_card(card).name) / CARD
     found = read_card(path)
     if isinstance(card, Card) and card != found:
         raise PublishError(f'{path} is not the card given; write that one there first, or give the name {card.name!r}')
-    repo = f'{to}/{found.name}'
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise PublishError(f'{repo!r} is no name of a hub repository: {error}') from None
+    repo = hub_repo(to, found.name, 'the user or organisation given', PublishError)
     contents = _contents(found, path.parent)
     files = tuple(File(name, len(data), _sha256(data)) for name, data in contents.items())
     if dry_run:

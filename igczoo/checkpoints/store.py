@@ -21,13 +21,12 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..files import replacing
 from .card import Card, weights_folder
 from .digests import git_blob_sha1, known_digest, sha256
 from .download import DownloadError, NotThereError, WrongFileError, download
-from .hub import download_from_hub
+from .hub import download_from_hub, hub_repo
 from .shelves import FILE, HubShelf, OriginShelf, assets, hub_cache
 from .unpack import unpack
 
@@ -47,9 +46,15 @@ class StoreError(RuntimeError):
 
 
 class Copy(NamedTuple):
-    source: str     # 'bundled' or 'cache'
+    source: str     # 'bundled', 'cache' or 'folder'
     path: Path
     state: str      # 'ok', 'wrong digest' or 'absent'
+
+    @classmethod
+    def found(cls, source: str, path: Path, expected: str | None, rehash: bool = False) -> Copy:
+        """What is at ``path``, where a file with the sha256 ``expected`` should be; ``rehash`` as for `locate`."""
+        digest = known_digest(path, expected, rehash)
+        return cls(source, path, 'absent' if digest is None else 'ok' if digest == expected else 'wrong digest')
 
 
 def fetch(card: Card, sources: Sequence[str] | None = None, cache_dir: str | Path | None = None, namespace: str | None = None) -> Path:
@@ -88,10 +93,8 @@ def locate(card: Card, cache_dir: str | Path | None = None, namespace: str | Non
         rehash: read every byte again, whatever was found before.
     """
     shelf = _shelf(card, cache_dir, namespace)
-    places = [('bundled', weights_folder() / card.name / FILE), *(('cache', path) for path in list(shelf.copies()) or [shelf.folder])]
-    found = [(source, path, known_digest(path, shelf.expected, rehash) if path != shelf.folder else None) for source, path in places]
-    return [Copy(source, path, 'absent' if digest is None else 'ok' if digest == shelf.expected else 'wrong digest')
-            for source, path, digest in found]
+    cached = [Copy.found('cache', path, shelf.expected, rehash) for path in shelf.copies()] or [Copy('cache', shelf.folder, 'absent')]
+    return [Copy.found('bundled', weights_folder() / card.name / FILE, shelf.expected, rehash), *cached]
 
 
 def check_safetensors(path: str | Path) -> None:
@@ -113,11 +116,7 @@ def _shelf(card: Card, cache_dir: str | Path | None, namespace: str | None) -> S
     digest = card.origin.digest if card.origin else card.sha256
     if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', digest or ''):
         raise StoreError(f'{card.name}: its card has neither a sha256 nor an origin with a digest to check a file by')
-    repo = f'{namespace or os.environ.get("IGCZOO_HUB") or NAMESPACE}/{card.name}'
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise StoreError(f'{repo!r} is no name of a hub repository, see IGCZOO_HUB: {error}') from None
+    repo = hub_repo(namespace or os.environ.get('IGCZOO_HUB') or NAMESPACE, card.name, 'IGCZOO_HUB', StoreError)
     return OriginShelf(card, assets(cache_dir)) if card.origin else HubShelf(card, repo, hub_cache(cache_dir))
 
 

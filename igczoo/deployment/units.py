@@ -54,8 +54,8 @@ class FusedInvertedUnit(nn.Module):
         self.stride, self.dilation, self.residual = depthwise.stride[0], depthwise.dilation[0], unit.residual
 
     def unit(self) -> inverted.InvertedUnit:
-        return inverted.InvertedUnit((self.expand, self.expand_bias), (self.depthwise, self.depthwise_bias),
-                                     (self.project, self.project_bias), self.stride, self.dilation, self.residual)
+        return inverted.InvertedUnit(self.expand, self.expand_bias, self.depthwise, self.depthwise_bias, self.project, self.project_bias,
+                                     self.stride, self.dilation, self.residual)
 
     @staticmethod
     def run(x: Tensor, units: list[FusedInvertedUnit]) -> Tensor:

@@ -213,9 +213,10 @@ def _connected() -> Iterator[TextIO]:
         address = os.environ.get('RAY_ADDRESS')
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
             what = f'RAY_ADDRESS={address}: is no cluster that can be joined' if address else 'Ray cannot be started'
-            raise RuntimeError(f'{what} ({_last_line(error)})') from None
+            asks = '; it asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN' if _is_of_a_token(error) else ''
+            raise RuntimeError(f'{what} ({_last_line(error)}){asks}') from None
         try:
             yield terminal
         finally:
@@ -290,6 +291,11 @@ def _stream(parts: Sequence[Part], classifier: Classifier, workers: int, cpus: i
                               compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus)
     for row in done.iter_batches(batch_size=1, batch_format='pyarrow', prefetch_batches=0):     # or one that is done waits for the next
         yield row['name'][0].as_py(), row['content'][0].as_py()
+
+
+def _is_of_a_token(error: BaseException) -> bool:
+    """Whether a cluster has refused this process: Ray tells it in the cause of a cause, or in the text of one."""
+    return 'AuthenticationError' in f'{error!r} {error.__cause__}'
 
 
 def _last_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Resize
 
 from ..checkpoints.card import find_card
+from ..checkpoints.folder import folder_path
 from ..deployment.deploy import deploy as deployed
 from ..deployment.placement import check_placement
 from .ahead import ahead, batches, thread_count
@@ -317,7 +318,7 @@ def _resolve(name: str) -> tuple[str, Path | None]:
     """What timm calls the model that ``name`` means, and its folder if it is in one."""
     if name.startswith('hf-hub:'):
         return name, None
-    path = Path(name.removeprefix('local-dir:')).expanduser()
+    path = folder_path(name)
     if name.startswith('local-dir:') or len(path.parts) > 1:
         return f'local-dir:{path}', path
     try:

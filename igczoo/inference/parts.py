@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ['Part', 'Rows', 'classify_part', 'plan_parts', 'read_notes', 'schema', 'write_part']
 
-FILE_COLUMNS = 'file', 'image', 'path', 'filename', 'filepath', 'url'      # of a CSV list
+FILE_COLUMNS = 'file', 'image', 'path', 'filename', 'filepath'     # what a CSV list's column of photographs may be called
+PLACE_COLUMNS = *FILE_COLUMNS, 'url'
 NOTES = b'igczoo'       # the key in the metadata of a part, under which its JSON says what it is of
 ROWS_AT_A_TIME = 64     # of a Parquet file in memory
 BUFFER = 1 << 20        # bytes; without one, pyarrow reads whole row groups
@@ -76,7 +77,7 @@ def plan_parts(data: str | os.PathLike, size: int, run: str) -> list[Part]:
 
     Args:
         data: a folder of images at any depth; a Parquet file with a column image (bytes, path), or a folder of such files; or a list of
-            paths and URLs: a text file with one a line, or a CSV file of one column or with a column that is named as one of FILE_COLUMNS.
+            paths and URLs: a text file with one a line, or a CSV file of one column or with a column that is named as one of PLACE_COLUMNS.
             Paths in a list are relative to it.
         size: images a part; the last one has those that are left.
         run: what else a part's content depends on.
@@ -170,7 +171,7 @@ def _listed(path: Path) -> list[str]:
 def _column(path: Path, text: str) -> list[str]:
     rows = [row for row in csv.reader(io.StringIO(text, newline='')) if row]
     head = [name.strip().lower() for name in rows[0]] if rows else []
-    for name in FILE_COLUMNS:
+    for name in PLACE_COLUMNS:
         if name in head:
             column = head.index(name)
             short = next((number for number, row in enumerate(rows, 1) if len(row) <= column or not row[column].strip()), None)
@@ -178,7 +179,7 @@ def _column(path: Path, text: str) -> list[str]:
                 raise ValueError(f'row {short} has no {name}')
             return [row[column] for row in rows[1:]]
     if any(len(row) > 1 for row in rows):
-        raise ValueError(f'its head line is {",".join(rows[0])!r}; it must name a column {" or ".join(FILE_COLUMNS)}')
+        raise ValueError(f'its head line is {",".join(rows[0])!r}; it must name a column {" or ".join(PLACE_COLUMNS)}')
     return [row[0] for row in rows]
 
 

@@ -154,7 +154,7 @@ class IGCNet(Net):
             device=None,
             dtype=None,
     ):
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         dd = {'device': device, 'dtype': dtype}
         stage_primary = (None,) * len(widths) if primary is None else primary
         if not len(widths) == len(stage_primary) == len(depths):
@@ -166,29 +166,21 @@ class IGCNet(Net):
         if drop_path_rate and not shortcuts:
             raise ValueError(f'IGCNet: drop_path_rate={drop_path_rate} needs shortcuts; a plain net must use drop_path_rate=0')
         norm_layer = get_norm_layer(norm_layer)
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
 
         # Children stand in the order they run in: timm's feature extraction goes by it.
         stem_conv, pool, stem_reduction, reduction = _create_stem(stem, in_chans, stem_width, **dd)
-        if output_stride < reduction or output_stride & (output_stride - 1):
-            raise ValueError(f'IGCNet: output_stride is {output_stride}; it must be a power of two and at least {reduction}, the stem\'s')
+        steps = self._steps(output_stride, reduction, [1, *[2] * (len(widths) - 1)])
         self.stem = Stem(OrderedDict(
             conv=stem_conv, bn=norm_layer(stem_width, **dd), act=create_act_layer(act_layer, inplace=True)))
         self.pool = pool
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act')]
 
         stages = []
-        in_chs, dilation = stem_width, 1
+        in_chs = stem_width
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
         for s, (width, partitions, depth, drop_paths) in enumerate(zip(widths, stage_primary, depths, drop_path_rates, strict=True)):
-            stride, first_dilation = (1 if s == 0 else 2), dilation
-            if reduction * stride > output_stride:
-                dilation, stride = dilation * stride, 1
-            reduction *= stride
+            stride, first_dilation, dilation, reduction = steps[s]
             blocks = []
             for b in range(depth):
                 shape = (width, width, partitions, 1, dilation) if b else (in_chs, width, partitions, stride, first_dilation)
@@ -280,18 +272,13 @@ def igc_resnet(
 # Facts for timm ---------------------------------------------------------------------------------------------------------------------
 
 AUTHORS_MEAN, AUTHORS_STD = (0.483804, 0.442184, 0.389827), (0.270580, 0.259188, 0.267812)      # train_imagenet.py, divided by 255
-CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, likewise
 
 
 def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
-    """What timm must know of a variant; the input size decides the size of the last map."""
+    """What timm must know of a variant."""
     imagenet = VARIANTS[variant]['stem'] == 'imagenet'
-    input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
-    reduction = 32 if imagenet else 4
-    return dict(
-        num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
-        crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=AUTHORS_MEAN if imagenet else CIFAR10_MEAN,
-        std=AUTHORS_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', **PAPER.timm_cfg()) | kwargs
+    theirs = dict(mean=AUTHORS_MEAN, std=AUTHORS_STD) if imagenet else {}
+    return PAPER.timm_cfg(imagenet, 32 if imagenet else 4, input_size, **theirs | kwargs)
 
 
 def out_indices(variant: str) -> tuple[int, ...]:

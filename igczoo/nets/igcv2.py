@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from .igcnet import CIFAR10_MEAN, CIFAR10_STD, Stem
+from .igcnet import Stem
 from .layers import fold_batch_norm, interleave
 from .net import Net, Paper, Printed
 
@@ -242,36 +241,28 @@ class IGCV2(Net):
             device=None,
             dtype=None,
     ):
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         if not len(widths) == len(depths) == len(strides) - 1 or not all(depths):
             raise ValueError(f'IGCV2: widths={widths} and depths={depths} must have one entry a stage, of a unit at least, and '
                              f'strides={strides} one more, the stem\'s')
-        if output_stride < strides[0] or output_stride & (output_stride - 1):
-            raise ValueError(f'IGCV2: output_stride is {output_stride}; it must be a power of two and at least {strides[0]}, the stem\'s')
+        steps = self._steps(output_stride, strides[0], strides[1:])
         if drop_path_rate and not shortcuts:
             raise ValueError(f'IGCV2: drop_path_rate={drop_path_rate} needs shortcuts; a plain net must use drop_path_rate=0')
         norm_layer = get_norm_layer(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
 
         # Children stand in the order they run in: timm's feature extraction goes by it.
-        in_chs, reduction, dilation = stem_width, strides[0], 1
+        in_chs = stem_width
         self.stem = Stem(OrderedDict(
             conv=nn.Conv2d(in_chans, in_chs, 3, strides[0], 1, bias=False, **dd), bn=norm_layer(in_chs, **dd),
             act=create_act_layer(act_layer, inplace=True)))
         self.pool = nn.Identity()
-        self.feature_info = [dict(num_chs=in_chs, reduction=reduction, module='stem.act')]
+        self.feature_info = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act')]
         stages = []
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        for s, (width, depth, stride, drop_paths) in enumerate(zip(widths, depths, strides[1:], drop_path_rates, strict=True)):
-            first_dilation = dilation
-            if reduction * stride > output_stride:
-                dilation, stride = dilation * stride, 1
-            reduction *= stride
+        for s, (width, depth, drop_paths) in enumerate(zip(widths, depths, drop_path_rates, strict=True)):
+            stride, first_dilation, dilation, reduction = steps[s]
             units = []
             for b in range(depth):
                 k = channels if groups is None else max(channels, in_chs // groups)
@@ -321,14 +312,9 @@ PRINTED = {
 
 
 def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
-    """What timm must know of a variant; the input size decides the size of the last map."""
+    """What timm must know of a variant."""
     strides = VARIANTS[variant]['strides']
-    reduction, imagenet = math.prod(strides), strides[0] == 2
-    input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
-    return dict(
-        num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
-        crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=IMAGENET_DEFAULT_MEAN if imagenet else CIFAR10_MEAN,
-        std=IMAGENET_DEFAULT_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head', **PAPER.timm_cfg()) | kwargs
+    return PAPER.timm_cfg(strides[0] == 2, math.prod(strides), input_size, **kwargs)
 
 
 def out_indices(variant: str) -> tuple[int, ...]:

@@ -8,11 +8,9 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from .igcnet import CIFAR10_MEAN, CIFAR10_STD
 from .layers import fold_batch_norm, interleave
 from .net import Net, Paper, Printed
 
@@ -169,33 +167,25 @@ class IGCV3(Net):
             device=None,
             dtype=None,
     ):
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         if len(strides) != 1 + len(STAGES):
             raise ValueError(f'IGCV3: strides={strides}; there must be {1 + len(STAGES)}, of the stem and of each of {len(STAGES)} stages')
-        if output_stride < strides[0] or output_stride & (output_stride - 1):
-            raise ValueError(f'IGCV3: output_stride is {output_stride}; it must be a power of two and at least {strides[0]}, the stem\'s')
+        steps = self._steps(output_stride, strides[0], strides[1:])
         norm_layer = get_norm_layer(norm_layer)
         dd = {'device': device, 'dtype': dtype}
         style = dict(act_layer=act_layer, norm_layer=norm_layer, **dd)
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
 
         # Children stand in the order they run in: timm's feature extraction goes by it.
-        in_chs, reduction, dilation = _scaled(STEM_WIDTH, width), strides[0], 1
+        in_chs = _scaled(STEM_WIDTH, width)
         self.stem = ConvNormAct(OrderedDict(
             conv=nn.Conv2d(in_chans, in_chs, 3, strides[0], 1, bias=False, **dd), bn=norm_layer(in_chs, **dd),
             act=create_act_layer(act_layer, inplace=True)))
         self.pool = nn.Identity()
-        self.feature_info = [dict(num_chs=in_chs, reduction=reduction, module='stem.act')]
+        self.feature_info = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act')]
         stages = []
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, [depth for _, _, depth in STAGES], stagewise=True)
-        for s, ((expansion, channels, depth), stride, drop_paths) in enumerate(zip(STAGES, strides[1:], drop_path_rates, strict=True)):
-            first_dilation = dilation
-            if reduction * stride > output_stride:
-                dilation, stride = dilation * stride, 1
-            reduction *= stride
+        for s, ((expansion, channels, depth), drop_paths) in enumerate(zip(STAGES, drop_path_rates, strict=True)):
+            stride, first_dilation, dilation, reduction = steps[s]
             out_chs, units = _scaled(channels, width), []
             for b in range(depth):
                 unit = (out_chs, out_chs, expansion, 1, dilation) if b else (in_chs, out_chs, expansion, stride, first_dilation)
@@ -231,14 +221,9 @@ PRINTED: dict[str, Printed] = {}
 
 
 def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwargs) -> dict[str, Any]:
-    """What timm must know of a variant; the input size decides the size of the last map."""
-    strides = VARIANTS[variant].get('strides')
-    input_size = input_size or ((3, 32, 32) if strides else (3, 224, 224))
-    reduction = math.prod(strides) if strides else 32
-    return dict(
-        num_classes=10 if strides else 1000, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
-        crop_pct=1.0 if strides else 0.875, interpolation='bilinear', mean=CIFAR10_MEAN if strides else IMAGENET_DEFAULT_MEAN,
-        std=CIFAR10_STD if strides else IMAGENET_DEFAULT_STD, first_conv='stem.conv', classifier='head', **PAPER.timm_cfg()) | kwargs
+    """What timm must know of a variant."""
+    strides = VARIANTS[variant].get('strides', STRIDES)
+    return PAPER.timm_cfg(strides[0] == 2, math.prod(strides), input_size, **kwargs)
 
 
 def out_indices(variant: str) -> tuple[int, ...]:

@@ -1,13 +1,17 @@
 """What every net here is: a stem, stages of blocks, global pooling and a linear classifier, with the methods timm expects of a model."""
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 __all__ = ['Net', 'Paper', 'Printed', 'checkpoint_filter_fn']
+
+CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, divided by 255
 
 
 class Paper(NamedTuple):
@@ -18,15 +22,28 @@ class Paper(NamedTuple):
     year: int
     arxiv: str
 
-    def timm_cfg(self) -> dict[str, str]:
-        """What timm must know of it."""
-        return dict(paper_ids=f'arXiv:{self.arxiv}', paper_name=self.title)
+    def timm_cfg(self, imagenet: bool, reduction: int, input_size: tuple[int, int, int] | None, **kwargs) -> dict[str, Any]:
+        """What timm must know of a net for ImageNet or for CIFAR-10; the input size decides the size of the last map."""
+        input_size = input_size or ((3, 224, 224) if imagenet else (3, 32, 32))
+        return dict(
+            num_classes=1000 if imagenet else 10, input_size=input_size, pool_size=tuple(-(-side // reduction) for side in input_size[1:]),
+            crop_pct=0.875 if imagenet else 1.0, interpolation='bilinear', mean=IMAGENET_DEFAULT_MEAN if imagenet else CIFAR10_MEAN,
+            std=IMAGENET_DEFAULT_STD if imagenet else CIFAR10_STD, first_conv='stem.conv', classifier='head',
+            paper_ids=f'arXiv:{self.arxiv}', paper_name=self.title) | kwargs
 
 
 class Printed(NamedTuple):
     """What others print of a variant that has no weights."""
     top1: float     # per cent, of ImageNet-1k's validation images
     by: str
+
+
+class Steps(NamedTuple):
+    """How a stage strides, or dilates in place of that."""
+    stride: int             # of its first convolution
+    first_dilation: int     # likewise
+    dilation: int           # of all others
+    reduction: int          # up to its output
 
 
 class Net(nn.Module):
@@ -37,6 +54,31 @@ class Net(nn.Module):
         feature_info: of the stem, then of each stage: channels, reduction and the module whose output it is.
         num_features: channels of the last map.
     """
+
+    def __init__(self, num_classes: int, in_chans: int, drop_rate: float):
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+    def _steps(self, output_stride: int, reduction: int, strides: Iterable[int]) -> list[Steps]:
+        """What becomes of the stages' strides: those by which the reduction, at first the stem's, would exceed output_stride dilate.
+
+        Raises:
+            ValueError: an impossible output_stride.
+        """
+        if output_stride < reduction or output_stride & (output_stride - 1):
+            raise ValueError(f'{type(self).__name__}: output_stride is {output_stride}; it must be a power of two and at least '
+                             f'{reduction}, the stem\'s')
+        steps, dilation = [], 1
+        for stride in strides:
+            first_dilation = dilation
+            if reduction * stride > output_stride:
+                dilation, stride = dilation * stride, 1
+            reduction *= stride
+            steps.append(Steps(stride, first_dilation, dilation, reduction))
+        return steps
 
     @torch.jit.ignore
     def _create_head(self, pool_type: str, **dd) -> None:

@@ -26,6 +26,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
 from ..inference.ahead import ahead, thread_count
+from ..inference.parts import FILE_COLUMNS
 from ..inference.photograph import Fit, ImageError, find_images, open_image
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the labelled split that training never sees
-FILE_COLUMNS, LABEL_COLUMNS = ('file', 'image', 'path', 'filename', 'filepath'), ('label', 'class', 'target')      # of a CSV list
+LABEL_COLUMNS = 'label', 'class', 'target'      # what a CSV list's column of labels may be called
 
 
 class _Photographs(Dataset):

@@ -24,12 +24,11 @@ from igczoo.checkpoints.model_card import (
     with_table,
 )
 from igczoo.nets import families
-from igczoo.nets.families import VARIANTS, printed
+from igczoo.nets.families import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(cards())
 SHIPPED = [name for name in NAMES if (weights_folder() / name / 'model.safetensors').exists()]
-PRINTED = [variant for variant in VARIANTS if printed(variant)]      # that somebody prints an accuracy of
 LABELS = tuple(ImageNetInfo().label_descriptions())
 CARD = Card(
     'igc_resnet20_l24m2', 'cifar10', title='A net', params=157_498, macs=22_000_000, labels=('cat', 'dog'),
@@ -62,7 +61,9 @@ def test_the_table_in_the_readme_is_the_one_generated():
     assert with_table(readme) == readme, 'the table is old: run python -m igczoo.checkpoints.model_card'
     table = readme.partition(TABLE_MARKS[0])[2].partition(TABLE_MARKS[1])[0]
     links = re.findall(r'\[`(.+?)`\]\((.+?)\)', table)
-    assert [name for name, _ in links] == NAMES and all((ROOT / target).is_file() for _, target in links)
+    assert links == [(name, f'weights/{name}/README.md') for name in ('igcnet18.tinyimagenet', 'igcv3_100.pcv_in1k')]
+    assert [line.split(' | ')[1] for line in table.splitlines() if '`igc' in line and '](' not in line] == ['`igcv2_100`']
+    assert all((ROOT / target).is_file() for _, target in links)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -214,18 +215,19 @@ fetched from somebody |
     assert models_table({}) == ''
 
 
-def test_comparisons_follow_the_table(monkeypatch):
-    card = dataclasses.replace(CARD, comparison=Comparison('Both.', 2, (Trained('igc_resnet20_l24m2', 3., 4., 'log.csv'),)))
-    monkeypatch.setattr(module, 'cards', lambda: {CARD.name: card, FOREIGN.name: FOREIGN})
+def test_the_readme_has_what_the_first_net_of_each_generation_means(monkeypatch):
+    first = dataclasses.replace(CARD, model='igcnet18', default=True)
+    others = dataclasses.replace(first, tag='in1k', default=False), dataclasses.replace(CARD, default=True)
+    monkeypatch.setattr(module, 'cards', lambda: {card.name: card for card in (*others, first)})
     start, end = TABLE_MARKS
-    assert with_table(f'{start}{end}') == f'{start}\n{models_table(module.cards(), PRINTED)}\n{comparison(card)}{end}'
+    assert with_table(start + end) == f'{start}\n{models_table({first.name: first}, ["igcv2_100", "igcv3_100"])}{end}'
 
 
 def test_only_what_is_between_the_marks_changes(monkeypatch):
-    monkeypatch.setattr(module, 'cards', lambda: {CARD.name: CARD})
+    monkeypatch.setattr(module, 'cards', lambda: {})
     start, end = TABLE_MARKS
     text = f'# Title\n{start}\nold\n{end}\nMore.\n'
-    expected = f'# Title\n{start}\n{models_table({CARD.name: CARD}, PRINTED)}{end}\nMore.\n'
+    expected = f'# Title\n{start}\n{models_table({}, ["igcnet18", "igcv2_100", "igcv3_100"])}{end}\nMore.\n'
     assert with_table(text) == expected == with_table(expected)
     for wrong in ('', start, end, f'{end}\n{start}', text + text, f'{start}{end}{end}'):
         with pytest.raises(ValueError, match='the README must have the line'):

@@ -2,12 +2,15 @@
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import textwrap
 import threading
 import warnings
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +91,12 @@ def test_a_stopped_call_goes_on(two_cpus, tmp_path, monkeypatch):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves photographs, and calls ``on_request`` with each path before it answers."""
+    """Serves photographs, and calls ``on_request`` with each path, and the port that asks for it, before it answers."""
 
     def __init__(self, on_request):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                on_request(self.path)
+                on_request(self.path, self.client_address[1])
                 body = photograph(int(self.path.strip('/')))
                 self.send_response(200)
                 self.send_header('Content-Length', str(len(body)))
@@ -115,23 +118,30 @@ class Server(http.server.ThreadingHTTPServer):
         return addresses
 
 
-def kill_workers() -> int:
-    """Kill the actors of this process's Ray; returns how many."""
+def workers_under(root: int) -> list[int]:
+    """The actors that classify, of a Ray that the process has started."""
     parents = {}
     for stat in Path('/proc').glob('[0-9]*/stat'):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(')')[2].split()[1])
         except OSError:
             continue
-    family = [os.getpid()]
+    family, found = [root], []
     for pid in family:
         family += [child for child, parent in parents.items() if parent == pid]
-    killed = 0
-    for pid in family:
         with suppress(OSError):
             if b'MapWorker' in Path(f'/proc/{pid}/cmdline').read_bytes():
-                os.kill(pid, 9)
-                killed += 1
+                found.append(pid)
+    return found
+
+
+def kill_workers() -> int:
+    """Kill the actors of this process's Ray; returns how many."""
+    killed = 0
+    for pid in workers_under(os.getpid()):
+        with suppress(OSError):
+            os.kill(pid, 9)
+            killed += 1
     return killed
 
 
@@ -139,7 +149,7 @@ def kill_workers() -> int:
 def test_killed_workers_lose_and_double_nothing(two_cpus, tmp_path):
     asked, killed, turn = Counter(), [], threading.Lock()
 
-    def kill_at_the_thirteenth(path):
+    def kill_at_the_thirteenth(path, port):
         with turn:
             asked[path] += 1
             if sum(asked.values()) == 13:
@@ -207,6 +217,108 @@ def test_ray_is_started_quietly_and_stopped(tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.startswith('out: 4 images, 0 of them errors; ') and 'workers: 1, ' in done.stdout
     assert [row['path'] for row in rows_in(tmp_path / 'out')] == ['photos/a/0.png', 'photos/a/3.png', 'photos/b/1.png', 'photos/c/2.png']
+
+
+ALIVE = """
+    import ray, time
+    ray.init(log_to_driver=False, logging_level='ERROR')
+    for _ in range(240):
+        alive = [node for node in ray.nodes() if node['Alive']]
+        if len(alive) == 2:
+            break
+        time.sleep(.5)
+    print(len(alive), ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+
+
+TOKEN = dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='0123456789abcdef' * 4)      # older versions of Ray have none
+
+
+class Cluster:
+    """Two nodes of one CPU each, started as on two machines, and ended with the block."""
+
+    def __init__(self, stack: ExitStack):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            self.address = f'127.0.0.1:{free.getsockname()[1]}'
+        mine = {key: value for key, value in os.environ.items() if not key.startswith('RAY_') and not key.lower().endswith('_proxy')}
+        self.environment = mine | TOKEN | dict(RAY_ADDRESS=self.address, RAY_USAGE_STATS_ENABLED='0',
+                                               PYTHONPATH=str(Path(igczoo.__file__).parents[1]))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='ray', ignore_cleanup_errors=True))   # sockets need short names
+        port = self.address.partition(':')[2]
+        joins = [f'--port={port}', '--head', '--include-dashboard=false', f'--temp-dir={folder}'], [f'--address={self.address}']
+        self.nodes = [stack.enter_context(self._started(*join)) for join in joins]
+        assert self.ask() == '2 42'
+
+    @contextmanager
+    def _started(self, *how: str):
+        """`ray start`, which stays until it is ended, and ends what it has started."""
+        command = [sys.executable, '-m', 'ray.scripts.scripts', 'start', '--block', '--num-cpus=1', '--object-store-memory=100000000', *how]
+        environment = {key: value for key, value in self.environment.items() if key != 'RAY_ADDRESS'}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+    def ask(self) -> str:
+        """How many nodes are alive, and what a task computes."""
+        command = [sys.executable, '-c', textwrap.dedent(ALIVE)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+def has_port(pid: int, port: int) -> bool:
+    """Whether a process has an open connection from that port."""
+    lines = [line.split() for line in Path('/proc/net/tcp').read_text().splitlines()[1:]]
+    sockets = {f'socket:[{words[9]}]' for words in lines if int(words[1].rpartition(':')[2], 16) == port}
+    with suppress(OSError):
+        return any(os.readlink(file) in sockets for file in Path(f'/proc/{pid}/fd').iterdir())
+    return False
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='finds the workers under /proc')
+def test_a_cluster_that_ray_address_names(tmp_path):
+    ray = pytest.importorskip('ray')
+    asked, both = {0: [], 1: []}, threading.Event()
+
+    def note(path, port):
+        """By which node; while only one has asked, it is answered slowly."""
+        for number, node in enumerate(cluster.nodes):
+            if any(has_port(pid, port) for pid in workers_under(node.pid)):
+                asked[number].append(path)
+        if all(asked.values()):
+            both.set()
+        both.wait(5)
+
+    with ExitStack() as stack:
+        cluster = Cluster(stack)
+        server = Server(note)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        addresses = server.write_list(tmp_path / 'list.txt', 24)
+        command = [sys.executable, '-m', 'igczoo', 'batch', 'list.txt', '-o', 'out', '--model', MODEL, '--part-size', '2', '--json']
+
+        def batch(environment: dict[str, str]) -> subprocess.CompletedProcess:
+            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+
+        if hasattr(ray.exceptions, 'AuthenticationError'):
+            done = batch({key: value for key, value in cluster.environment.items() if key not in TOKEN})
+            assert done.returncode == 1 and done.stderr.count('\n') == 1, done.stderr
+            assert f'RAY_ADDRESS={cluster.address}: is no cluster' in done.stderr and 'set RAY_AUTH_MODE=token' in done.stderr
+        done = batch(cluster.environment)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        summary = json.loads(done.stdout)
+        assert {key: summary[key] for key in ('images', 'errors', 'workers', 'cpus', 'machines')} == dict(
+            images=24, errors=0, workers=2, cpus=1, machines=2)
+        assert all(asked.values()) and sorted(asked[0] + asked[1]) == sorted(f'/{number}' for number in range(24))
+        assert cluster.ask() == '2 42' and all(node.poll() is None for node in cluster.nodes)       # as it was before
+    rows = rows_in(tmp_path / 'out')
+    assert [row['path'] for row in rows] == addresses and not any(row['error'] for row in rows)
+    expected = igczoo.load(MODEL).classify([photograph(number) for number in range(24)], 1)
+    assert [row['index'] for row in rows] == [answer[0].index for answer in expected]
 
 
 def test_the_page(two_cpus, tmp_path, monkeypatch):

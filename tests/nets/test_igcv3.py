@@ -1,10 +1,8 @@
 """IGCV3 as released: counted, and against pytorchcv's module, an independent one that holds weights of this form."""
-import copy
-
 import pytest
 import timm
 import torch
-from batch_norms import randomise
+from batch_norms import fused_with_same_outputs, make, randomise
 from origins import pytorchcv_names
 
 from igczoo.checkpoints.model_card import count_macs, count_params
@@ -16,12 +14,6 @@ IMAGENET = {    # name, as pytorchcv has it: parameters; multiply-adds
     'igcv3_050': ('igcv3_wd2', 1_985_528, 96.9e6),
     'igcv3_025': ('igcv3_wd4', 1_534_020, 34.0e6),
 }
-
-
-def make(name: str, **kwargs) -> torch.nn.Module:
-    net = timm.create_model(name, **kwargs).double()
-    randomise(net)
-    return net.eval()
 
 
 @pytest.mark.parametrize('name', IMAGENET)
@@ -60,16 +52,9 @@ def test_equal_to_pytorchcv(name):
 @pytest.mark.parametrize('name', VARIANTS)
 @pytest.mark.parametrize('stride', [32, 8])
 def test_fused_units_compute_the_same(name, stride):
-    net = make(name, output_stride=stride)
-    before = copy.deepcopy(net.state_dict())
-    fused = timm.utils.reparameterize_model(net)
-    assert not any(isinstance(module, InvertedUnit | torch.nn.BatchNorm2d) for module in fused.modules())
-    assert sum(isinstance(module, FusedUnit) for module in fused.modules()) == 32
-    x = torch.randn(2, 3, 64, 40, dtype=torch.float64)
-    with torch.no_grad():
-        expected = net(x)
-        torch.testing.assert_close(fused(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    fused = fused_with_same_outputs(make(name, output_stride=stride))
+    assert not any(isinstance(module, InvertedUnit | torch.nn.BatchNorm2d) for module in fused)
+    assert sum(isinstance(module, FusedUnit) for module in fused) == 32
 
 
 def test_impossible_settings():

@@ -338,7 +338,7 @@ def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
         with torch.enable_grad():
             y = reference(*arguments)
         wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice))
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice, allow_unused=True))   # some have no numbers
 
         def grad_of(argument):
             if isinstance(argument, Tensor):

@@ -1,9 +1,6 @@
-// Residual blocks one after another: as many images at a time go through blocks of one shape as the cache keeps until they are read again.
+// Residual blocks of IGC units, as units of a chain.
 #pragma once
-#include <algorithm>
-#include <vector>
-
-#include "threads.h"
+#include "chain.h"
 #include "unit.h"
 
 namespace {
@@ -19,6 +16,7 @@ struct Block {
     int64_t out_width() const { return ceil_div(width, stride); }
     int64_t in_image() const { return height * width * in_planes * channels; }
     int64_t out_image() const { return out_height() * out_width() * planes * channels; }
+    bool keeps_shape() const { return !projection; }
 };
 
 // out may be x where the shortcut is x itself.
@@ -31,50 +29,9 @@ void run_block(const Block& b, int64_t images, const Number* x, Number* between,
          b.secondary2, b.bias2, images, b.planes, true, threads, out);
 }
 
-// A block and those after it whose shortcut is their input: all their maps are of one shape.
-struct Level {
-    const Block *begin, *end;
-    int64_t images;                                                 // that go through it at a time
-    int64_t input, between;                                         // where what the level before gives and the map between two units lie
-};
-
-struct Levels {
-    std::vector<Level> levels;
-    int64_t room = 0;                                               // numbers that all these maps take
-
-    Levels(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
-        const auto place = [&](int64_t numbers) {
-            const int64_t at = room;
-            room += ceil_div(numbers, 64) * 64;
-            return at;
-        };
-        for (const Block* b = blocks; b < blocks + num_blocks; ++b) {
-            if (b > blocks && !b->projection) {
-                levels.back().end = b + 1;
-                continue;
-            }
-            const int64_t fitting = chunk_bytes / (b->out_image() * int64_t{sizeof(Number)});
-            const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
-            const int64_t input = b > blocks ? place(count * b->in_image()) : 0;
-            levels.push_back({b, b + 1, count, input, place(count * b->out_image())});
-        }
-    }
-
-    // Levels [0, last]: each takes some images as soon as the one before has made them.
-    void run(int64_t last, int64_t images, const Number* x, Number* out, Number* maps, int64_t threads) const {
-        const Level& level = levels[last];
-        for (int64_t begin = 0; begin < images; begin += level.images) {
-            const int64_t count = std::min(level.images, images - begin);
-            const Number* source = x + begin * levels[0].begin->in_image();
-            Number* target = out + begin * level.begin->out_image();
-            if (last > 0) {
-                run(last - 1, count, source, maps + level.input, maps, threads);
-                source = maps + level.input;
-            }
-            for (const Block* b = level.begin; b < level.end; ++b, source = target)
-                run_block(*b, count, source, maps + level.between, target, threads);
-        }
-    }
-};
+// Where the shortcuts are their inputs, blocks go one after another in place.
+void run_units(const Block* begin, const Block* end, int64_t images, const Number* x, Number* const* maps, int64_t threads, Number* out) {
+    for (const Block* b = begin; b < end; ++b, x = out) run_block(*b, images, x, maps[0], out, threads);
+}
 
 }  // namespace

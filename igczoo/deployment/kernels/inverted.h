@@ -13,7 +13,7 @@
 
 namespace {
 
-// As _Unit in inverted.py lays it out: g groups of the expansion, p parts of c channels from each group, C input and O output channels.
+// As inverted.py and chain.py have it: g groups of the expansion, p parts of c channels from each group, C input, O output channels.
 struct Inverted {
     const Number *expand, *expand_bias;                             // (p, g, C / g, c), (p, g, c)
     const Number *depthwise, *depthwise_bias;                       // (p, k, k, g, c), (p, g, c)
@@ -25,6 +25,7 @@ struct Inverted {
     int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
     int64_t part() const { return groups * channels; }
     int64_t taps() const { return map.kernel * map.kernel; }
+    bool keeps_shape() const { return in_image() == out_image(); }
     void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 

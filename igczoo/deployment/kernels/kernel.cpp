@@ -25,19 +25,17 @@ void igc_unit(Number* out, const Number* in, const Number* primary, const Number
 // numbers as igc_room says.
 void igc_residual_blocks(Number* out, const Number* in, Number* room, const Block* blocks, int64_t num_blocks, int64_t images,
                          int64_t chunk_bytes, int64_t threads) {
-    const Levels levels(blocks, num_blocks, images, chunk_bytes);
-    levels.run(levels.levels.size() - 1, images, in, out, room, threads);
+    Chain<Block>(blocks, num_blocks, images, chunk_bytes).run(images, in, out, room, threads);
 }
 
 int64_t igc_room(const Block* blocks, int64_t num_blocks, int64_t images, int64_t chunk_bytes) {
-    return Levels(blocks, num_blocks, images, chunk_bytes).room;
+    return Chain<Block>(blocks, num_blocks, images, chunk_bytes).room;
 }
 
 // out = the last unit's output for `in`, likewise.
 void igc_inverted_units(Number* out, const Number* in, Number* room, const Inverted* units, int64_t num_units, int64_t images,
                         int64_t chunk_bytes, int64_t threads) {
-    const Chain<Inverted> chain(units, num_units, images, chunk_bytes);
-    chain.run(chain.links.size() - 1, images, in, out, room, threads);
+    Chain<Inverted>(units, num_units, images, chunk_bytes).run(images, in, out, room, threads);
 }
 
 int64_t igc_inverted_room(const Inverted* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
@@ -46,8 +44,7 @@ int64_t igc_inverted_room(const Inverted* units, int64_t num_units, int64_t imag
 
 void igc_sparse_units(Number* out, const Number* in, Number* room, const Sparse* units, int64_t num_units, int64_t images,
                       int64_t chunk_bytes, int64_t threads) {
-    const Chain<Sparse> chain(units, num_units, images, chunk_bytes);
-    chain.run(chain.links.size() - 1, images, in, out, room, threads);
+    Chain<Sparse>(units, num_units, images, chunk_bytes).run(images, in, out, room, threads);
 }
 
 int64_t igc_sparse_room(const Sparse* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {

@@ -12,7 +12,7 @@
 
 namespace {
 
-// As _Unit in sparse.py lays it out: g groups of K channels, O output channels, `depth` products before the last.
+// As sparse.py and chain.py have it: g groups of K channels, O output channels, `depth` products before the last.
 struct Sparse {
     const Number* depthwise;                                        // (k, k, C)
     const Number* between;                                          // (depth, g, K, K)
@@ -23,6 +23,7 @@ struct Sparse {
     int64_t in_channels() const { return groups * channels; }
     int64_t in_image() const { return map.height * map.width * in_channels(); }
     int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
+    bool keeps_shape() const { return in_image() == out_image(); }
     void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 
