@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py --split DATA PIECES                                # at home: a data set in pieces that travel
     PYTHONPATH=. python benchmarks/gpu.py --out OUT --data PIECES               # there
-    python benchmarks/gpu.py --join OUT/run runs/RECIPE                         # at home: `igczoo train RECIPE` goes on from there
+    python benchmarks/gpu.py --join OUT/run runs/RECIPE                         # at home: `igczoo train RECIPE --bf16` goes on from there
 
 Each part takes the minutes it is given at most, 0 leaves it out, and training gets what is left; what did not fit is said in
 OUT/report.md, which is written anew after each part. The run is kept in runs/gpu/RECIPE, from where it goes on, and comes home in
-pieces of at most 16 MiB. With --device cpu it can be tried anywhere. Needs Python 3.11.
+pieces of at most 16 MiB; put it there again for another visit to go on. With --device cpu it can be tried anywhere. Needs Python 3.11.
 """
 import argparse
 import csv
@@ -70,6 +70,9 @@ def run(command: list[str], seconds: float) -> tuple[str, str]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return 'not done in time', ''
+        except BaseException:       # Ctrl-C does not reach it
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         for file in (out, err):
             file.seek(0)
         printed, said = out.read(), err.read()
@@ -79,7 +82,7 @@ def run(command: list[str], seconds: float) -> tuple[str, str]:
 def run_tests(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
     outcome, printed = run(['-m', 'pytest', '-q', '-rf', '-p', 'no:cacheprovider', 'tests/deployment/test_cuda.py'], seconds)
     lines = printed.strip().splitlines()
-    return lines[-1] if lines else outcome, ''.join(f'- `{line}`\n' for line in lines if line.startswith(('FAILED', 'ERROR')))
+    return f'{outcome}: {lines[-1]}' if lines else outcome, ''.join(f'- `{line}`\n' for line in lines if line.startswith(('FAILED', 'ERROR')))
 
 
 def run_inference(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
@@ -156,7 +159,10 @@ def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds:
     late = process.is_alive()
     process.kill()
     process.join()
-    done = f'{len(_log(folder))} of {recipe.epochs} epochs'
+    epochs = len(_log(folder))
+    done = f'{epochs} of {recipe.epochs} epochs'
+    if epochs == recipe.epochs and not (folder / 'card.json').exists():
+        return f'{done}, its checkpoint is not written; train again to finish it'
     return f'{done}, stopped within one' if late else done + f', ended with {process.exitcode}' * bool(process.exitcode)
 
 

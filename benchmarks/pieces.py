@@ -16,7 +16,7 @@ def split(folder: Path, out: Path, mib: int, leave_out: tuple[str, ...] = ()) ->
     if not folder.is_dir():
         raise ValueError(f'{folder}: is no folder; give the one to split')
     file, size = io.BytesIO(), mib << 20
-    with tarfile.open(fileobj=file, mode='w') as tar:
+    with tarfile.open(fileobj=file, mode='w', dereference=True) as tar:
         tar.add(folder, '.', filter=lambda member: None if Path(member.name).name in leave_out else member)
     archive = file.getbuffer()
     starts = range(0, len(archive), size)
@@ -24,7 +24,7 @@ def split(folder: Path, out: Path, mib: int, leave_out: tuple[str, ...] = ()) ->
     with new_folder(out) as beside:
         for name in [*parts][1:]:
             (beside / name).write_bytes(parts[name])
-        (beside / SUMS).write_text(''.join(f'{hashlib.sha256(part).hexdigest()}  {name}\n' for name, part in parts.items()))
+        (beside / SUMS).write_text(''.join(f'{hashlib.sha256(part).hexdigest()}  {name}\n' for name, part in parts.items()), encoding='utf-8')
     return len(starts)
 
 

@@ -423,8 +423,8 @@ def _train(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out or Path('runs') / arguments.recipe)
     last = train(recipe, arguments.data, out, device=arguments.device, form=as_written if arguments.as_written else training_form,
                  bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes)[-1]
-    to_come = '' if last['epoch'] == recipe.epochs else f' of {recipe.epochs}; the same command goes on'
-    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} epochs{to_come}')
+    to_come = '' if last['epoch'] == recipe.epochs else '; give the command again to go on'
+    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} of {recipe.epochs} epochs{to_come}')
 
 
 def _export(arguments: argparse.Namespace) -> None:

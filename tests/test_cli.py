@@ -221,10 +221,10 @@ def test_evaluate_and_train(capsys, tmp_path):
     assert status == 0 and plain in out
     status, out, _ = run(capsys, 'train', 'cifar10_igc_resnet20_l24m2', '--data', tmp_path / 'data', '--out', tmp_path / 'run',
                          '--epochs', 2, '--device', 'cpu', '--minutes', 1e-9)
-    assert status == 0 and out.endswith('after 1 epochs of 2; the same command goes on\n')
+    assert status == 0 and out.endswith('after 1 of 2 epochs; give the command again to go on\n')
     status, out, _ = run(capsys, 'train', 'cifar10_igc_resnet20_l24m2', '--data', tmp_path / 'data', '--out', tmp_path / 'run',
                          '--epochs', 2, '--device', 'cpu')
-    assert status == 0 and out.endswith('after 2 epochs\n') and (tmp_path / 'run' / 'model.safetensors').exists()
+    assert status == 0 and out.endswith('after 2 of 2 epochs\n') and (tmp_path / 'run' / 'model.safetensors').exists()
 
 
 @pytest.fixture(scope='module')

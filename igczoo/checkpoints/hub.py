@@ -23,7 +23,7 @@ def hub_repo(namespace: str, name: str, given_by: str, error: type[Exception]) -
     try:
         validate_repo_id(repo)
     except HFValidationError as reason:
-        raise error(f'{repo!r} is no name of a hub repository, see {given_by}: {reason}') from None
+        raise error(f'{repo!r}, by {given_by}, is no name of a hub repository: {reason}') from None
     return repo
 
 

@@ -195,7 +195,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError('a block by kernels has no second derivatives (create_graph=True); use PlanarIGCNet(net, kernels=False)')
+            raise RuntimeError('a block by kernels has no second derivatives (create_graph=True); compute it by the net as written')
         (x, out, projected, *maps), norms = ctx.saved_tensors, ctx.norms
         grad_out = _rows(grad_out.to(x.dtype))
         depth = len(ctx.plan.units) - ctx.plan.projected

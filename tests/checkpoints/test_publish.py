@@ -273,7 +273,7 @@ def test_weights_of_others_are_never_published(hub, path):
 
 
 def test_wrong_calls(hub, card, path):
-    fails("'a/b/igc_resnet20_l24m2.unit' is no name of a hub repository", to='a/b')
+    fails("'a/b/igc_resnet20_l24m2.unit', by the user or organisation given, is no name of a hub repository", to='a/b')
     fails('is no name of a hub repository', to='', dry_run=True)
     with pytest.raises(PublishError, match=r'card\.json is not the card given'):
         publish(dataclasses.replace(card, title='Another'), 'birds')

@@ -305,7 +305,7 @@ def test_names_in_the_environment(world, monkeypatch):
     world.check()
     assert world.hub.downloads[0].path.startswith(f'/somebody/{NAME}/')
     monkeypatch.setenv('IGCZOO_HUB', 'some/body')
-    with pytest.raises(StoreError, match=f"'some/body/{NAME}' is no name of a hub repository, see IGCZOO_HUB"):
+    with pytest.raises(StoreError, match=f"'some/body/{NAME}', by IGCZOO_HUB, is no name of a hub repository"):
         fetch(world.card)
 
 

@@ -337,12 +337,12 @@ def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
         arguments = tree_unflatten(leaves, ctx.structure)
         with torch.enable_grad():
             y = reference(*arguments)
-        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice, allow_unused=True))   # some have no numbers
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel()]
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice))
 
         def grad_of(argument):
             if isinstance(argument, Tensor):
-                return next(grads) if argument.requires_grad else None
+                return next(grads) if argument.requires_grad and argument.numel() else None
             if isinstance(argument, list) and isinstance(argument[0], Tensor):
                 return [grad_of(tensor) for tensor in argument]
             return None
