@@ -82,7 +82,8 @@ def run(command: list[str], seconds: float) -> tuple[str, str]:
 def run_tests(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:
     outcome, printed = run(['-m', 'pytest', '-q', '-rf', '-p', 'no:cacheprovider', 'tests/deployment/test_cuda.py'], seconds)
     lines = printed.strip().splitlines()
-    return f'{outcome}: {lines[-1]}' if lines else outcome, ''.join(f'- `{line}`\n' for line in lines if line.startswith(('FAILED', 'ERROR')))
+    failed = [f'- `{line}`\n' for line in lines if line.startswith(('FAILED', 'ERROR'))]
+    return f'{outcome}: {lines[-1]}' if lines else outcome, ''.join(failed)
 
 
 def run_inference(arguments: argparse.Namespace, seconds: float) -> tuple[str, str]:

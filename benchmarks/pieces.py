@@ -24,7 +24,8 @@ def split(folder: Path, out: Path, mib: int, leave_out: tuple[str, ...] = ()) ->
     with new_folder(out) as beside:
         for name in [*parts][1:]:
             (beside / name).write_bytes(parts[name])
-        (beside / SUMS).write_text(''.join(f'{hashlib.sha256(part).hexdigest()}  {name}\n' for name, part in parts.items()), encoding='utf-8')
+        sums = [f'{hashlib.sha256(part).hexdigest()}  {name}\n' for name, part in parts.items()]
+        (beside / SUMS).write_text(''.join(sums), encoding='utf-8')
     return len(starts)
 
 
