@@ -173,7 +173,7 @@ def test_fused_units_compute_the_same(name, stride):
     assert not any(isinstance(module, SparseUnit | nn.BatchNorm2d) for module in fused)
     units = [module.conv for module in fused if isinstance(module, FusedSparseUnit)]
     narrow = [conv for conv in units if conv.spatial.in_channels // conv.groups < 64]
-    assert len(units) == (18 if 'c64' in name else 13) and {len(conv.pointwise) for conv in narrow} == {1}
+    assert len(units) == sum(VARIANTS[name]['depths']) and {len(conv.pointwise) for conv in narrow} == {1}
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

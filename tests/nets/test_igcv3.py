@@ -31,7 +31,7 @@ def test_structure():
     assert features.feature_info.channels() == [16, 24, 32, 96, 320] and features.feature_info.reduction() == [2, 4, 8, 16, 32]
     assert count_params(timm.create_model('igcv3_100_cifar', num_classes=100, device='meta')) == 2_338_788
     quarter, cifar = (timm.create_model(name, device='meta') for name in ('igcv3_025', 'igcv3_025_cifar'))
-    assert count_params(cifar) == count_params(quarter) - 990 * 1281 and cifar.feature_info.reduction()[-1] == 4
+    assert count_params(cifar) == count_params(quarter) - 990 * 1281 and cifar.feature_info[-1]['reduction'] == 4
 
 
 @pytest.mark.parametrize('name', IMAGENET)
