@@ -87,7 +87,6 @@ class SparseConv2d(nn.Module):
             x = conv(x)
         return x
 
-    @property
     def is_narrow(self) -> bool:
         """Whether its groups are so narrow that a processor computes their product faster, although it multiplies more."""
         return self.spatial.in_channels // self.groups < WIDE
@@ -172,7 +171,7 @@ class FusedSparseUnit(nn.Module):
         super().__init__()
         self.conv = copy.deepcopy(unit.conv)
         self.conv.pointwise[-1] = fold_batch_norm(unit.conv.pointwise[-1], unit.bn)
-        if self.conv.is_narrow:
+        if self.conv.is_narrow():
             self.conv.pointwise = nn.ModuleList([_product(self.conv)])
         self.conv.requires_grad_(False).to(memory_format=torch.channels_last)
         self.act = unit.act

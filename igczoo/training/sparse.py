@@ -19,7 +19,7 @@ class FusedIGCV2(fused.FusedNet):
     """Computes an `IGCV2`; see `FusedNet`."""
 
     def takes(self, unit: SparseUnit, x: Tensor) -> bool:
-        return unit.conv.is_narrow and fused.takes_channelwise(unit.conv.spatial, unit.act, x)
+        return unit.conv.is_narrow() and fused.takes_channelwise(unit.conv.spatial, unit.act, x)
 
     def compute(self, unit: SparseUnit, x: Tensor, dtype: torch.dtype) -> Tensor:
         conv = unit.conv.spatial

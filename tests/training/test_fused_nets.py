@@ -56,7 +56,7 @@ def test_it_equals_the_net(settings, train, monkeypatch):
     outputs = net.train(train)(x), form_of(twin.train(train))(x)
     for output in outputs:
         (output * target).sum().backward()
-    units = sum(isinstance(module, InvertedUnit) or (isinstance(module, SparseConv2d) and module.is_narrow) for module in net.modules())
+    units = sum(isinstance(module, InvertedUnit) or (isinstance(module, SparseConv2d) and module.is_narrow()) for module in net.modules())
     assert len(blocks) == units + 1 + (not isinstance(net.final, nn.Identity))      # the stem, and the final convolution
     torch.testing.assert_close(outputs[1], outputs[0], **EXACT)
     for (key, expected), found in zip(net.named_parameters(), twin.parameters(), strict=True):
