@@ -86,7 +86,8 @@ def comparison(card: Card) -> str:
 
 
 def with_table(readme: str) -> str:
-    """The README's text with a table between its `TABLE_MARKS`: the first net of each generation, by what its bare name means.
+    """The README's text with a table between its `TABLE_MARKS`: the first net of each generation, by what
+    its bare name means, and all checkpoints that were trained here.
 
     Raises:
         ValueError: the text has not each mark once, in their order.
@@ -96,7 +97,7 @@ def with_table(readme: str) -> str:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
     first = [next(iter(family.VARIANTS)) for family in GENERATIONS]
-    table = models_table({name: card for name, card in cards().items() if card.default and card.model in first}, first)
+    table = models_table({name: card for name, card in cards().items() if not card.origin or (card.default and card.model in first)}, first)
     return f'{before}{start}\n{table}{end}{rest.partition(end)[2]}'
 
 

@@ -215,12 +215,13 @@ fetched from somebody |
     assert models_table({}) == ''
 
 
-def test_the_readme_has_what_the_first_net_of_each_generation_means(monkeypatch):
-    first = dataclasses.replace(CARD, model='igcnet18', default=True)
-    others = dataclasses.replace(first, tag='in1k', default=False), dataclasses.replace(CARD, default=True)
-    monkeypatch.setattr(module, 'cards', lambda: {card.name: card for card in (*others, first)})
+def test_the_readme_has_what_the_first_net_of_each_generation_means_and_what_was_trained_here(monkeypatch):
+    first = dataclasses.replace(FOREIGN, model='igcnet18', default=True)
+    others = dataclasses.replace(first, tag='other', default=False), dataclasses.replace(first, model='igcnet18_l4m32')
+    monkeypatch.setattr(module, 'cards', lambda: {card.name: card for card in (*others, first, CARD)})
     start, end = TABLE_MARKS
-    assert with_table(start + end) == f'{start}\n{models_table({first.name: first}, ["igcv2_100", "igcv3_100"])}{end}'
+    assert CARD.origin is None and all(card.origin for card in (first, *others))
+    assert with_table(start + end) == f'{start}\n{models_table({first.name: first, CARD.name: CARD}, ["igcv2_100", "igcv3_100"])}{end}'
 
 
 def test_only_what_is_between_the_marks_changes(monkeypatch):
