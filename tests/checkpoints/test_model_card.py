@@ -61,7 +61,8 @@ def test_the_table_in_the_readme_is_the_one_generated():
     assert with_table(readme) == readme, 'the table is old: run python -m igczoo.checkpoints.model_card'
     table = readme.partition(TABLE_MARKS[0])[2].partition(TABLE_MARKS[1])[0]
     links = re.findall(r'\[`(.+?)`\]\((.+?)\)', table)
-    assert links == [(name, f'weights/{name}/README.md') for name in ('igcnet18.tinyimagenet', 'igcv3_100.pcv_in1k')]
+    assert links == [(name, f'weights/{name}/README.md') for name in (
+        'igc_resnet20_l24m2.cifar10', 'igcnet18.tinyimagenet', 'igcv2_14_c64.cifar10', 'igcv3_025_cifar.cifar10', 'igcv3_100.pcv_in1k')]
     assert [line.split(' | ')[1] for line in table.splitlines() if '`igc' in line and '](' not in line] == ['`igcv2_100`']
     assert all((ROOT / target).is_file() for _, target in links)
 
