@@ -7,21 +7,14 @@ at 16 pixels, 148 at 24 and 261 at 32. On glibc, MALLOC_MMAP_THRESHOLD_=10737418
 spares the page faults.
 Result: 83.51 % top-1 on the 10,000 test images.
 """
-from . import Recipe
+from dataclasses import replace
 
-RECIPE = Recipe(
+from . import cifar10_igc_resnet20_l24m2
+
+RECIPE = replace(
+    cifar10_igc_resnet20_l24m2.RECIPE,
     model='igcv2_14_c64',
-    input_size=32,
     growth=((.8, 16), (.93, 24)),
-    mean=(125.307, 122.950, 113.865),   # the authors' constants (train_model.py)
-    std=(62.993, 62.089, 66.705),
-    epochs=60,
     batch_size=256,
     lr=0.4,
-    warmup_epochs=3,
-    momentum=0.9,
-    weight_decay=3e-4,
-    label_smoothing=0.05,
-    crop_padding=2,
-    flip=True,
 )

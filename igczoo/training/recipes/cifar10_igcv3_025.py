@@ -7,21 +7,8 @@ at 16 pixels, 150 at 24 and 250 at 32. On glibc, MALLOC_MMAP_THRESHOLD_=10737418
 spares the page faults.
 Result: 82.90 % top-1 on the 10,000 test images.
 """
-from . import Recipe
+from dataclasses import replace
 
-RECIPE = Recipe(
-    model='igcv3_025_cifar',
-    input_size=32,
-    growth=((.8, 16), (.93, 24)),
-    mean=(125.307, 122.950, 113.865),   # the authors' constants (train_model.py)
-    std=(62.993, 62.089, 66.705),
-    epochs=60,
-    batch_size=256,
-    lr=0.4,
-    warmup_epochs=3,
-    momentum=0.9,
-    weight_decay=3e-4,
-    label_smoothing=0.05,
-    crop_padding=2,
-    flip=True,
-)
+from . import cifar10_igcv2_14_c64
+
+RECIPE = replace(cifar10_igcv2_14_c64.RECIPE, model='igcv3_025_cifar')
