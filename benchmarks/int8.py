@@ -14,7 +14,7 @@ from statistics import median
 import onnxruntime
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import igczoo
@@ -22,20 +22,10 @@ from igczoo.deployment.bench import host
 from igczoo.deployment.deploy import deploy
 from igczoo.deployment.export import export, onnx_model, open_onnx, trace
 from igczoo.deployment.quantize import export_int8, quantize
+from igczoo.inference.onnx import OnnxClassifier
 from igczoo.nets.igcnet import IGCNet
 from igczoo.training.calibration import calibration_batches
 from igczoo.training.evaluate import evaluate
-
-
-class Engine(nn.Module):
-    """What an ONNX file computes, in place of a classifier's network."""
-
-    def __init__(self, file: Path):
-        super().__init__()
-        self.run = open_onnx(file)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
 
 
 def accuracies(name: str, data: str, folder: Path) -> list[tuple[str, ...]]:
@@ -48,8 +38,7 @@ def accuracies(name: str, data: str, folder: Path) -> list[tuple[str, ...]]:
             export(classifier, file)
         else:
             export_int8(classifier, file, *calibration_batches(classifier, data))
-        classifier.network = Engine(file)
-        found = evaluate(classifier, data).accuracy
+        found = evaluate(OnnxClassifier(file, threads=1), data).accuracy
         rows.append((name, form, f'{file.stat().st_size / 1e6:.1f}', f'{found.top1:.2f} of {found.n}'))
     return rows
 

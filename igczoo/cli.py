@@ -19,6 +19,7 @@ from .checkpoints.card import cards, find_card, list_models
 from .pages import card_list, card_page, evaluation_page
 
 if TYPE_CHECKING:
+    from .inference.labelling import Labeller
     from .inference.outputs import Output
 
 __all__ = ['main']
@@ -100,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add_reading(sub)
     add_device(sub)
     add_deploy(sub, None, f'default: where it has one and there are {FEW} photographs at least')
+    sub.add_argument('--engine', choices=('torch', 'onnx'),
+                     help="onnx: by ONNX Runtime (pip install 'igczoo[export]'), which for few photographs answers sooner; --model may be "
+                          'an .onnx file of igczoo export then (default: onnx for such a file, else torch)')
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image as it is done; - for standard output')
     sub.add_argument('--jsonl', metavar='FILE', help='write a JSON object a line, likewise')
     sub.add_argument('--save', metavar='FOLDER', help='write the photographs with their labels drawn on, and contact sheets')
@@ -145,8 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.',
-                  'igcnet18 --data tiny-imagenet-200/', 'my_model --data photos/ --csv predictions.csv --report report/')
-    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder or hf-hub:org/name')
+                  'igcnet18 --data tiny-imagenet-200/', 'my_model --data photos/ --csv predictions.csv --report report/',
+                  'my_model.onnx --data photos/')
+    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder, hf-hub:org/name, or an .onnx file of igczoo export')
     sub.add_argument('--model', dest='model', help='the same')
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
     sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
@@ -283,14 +288,12 @@ def _info(arguments: argparse.Namespace) -> None:
 def _classify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .inference.classifier import deployed_as_asked, load
     from .inference.outputs import as_dict
     from .inference.photograph import ImageError, find_images
     if [bool(arguments.json), arguments.csv == '-', arguments.jsonl == '-'].count(True) > 1:
         arguments.wrong('only one of --json, --csv - and --jsonl - can go to standard output')
     images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
-    deploy = False if arguments.deploy is None and len(images) < FEW else arguments.deploy
-    classifier = deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), deploy)
+    classifier = _labeller(arguments, len(images))
     width = min(max(map(len, images)), 48)
     failed = 0
     said_there = '-' in (arguments.csv, arguments.jsonl)    # on standard output, in place of the table
@@ -315,6 +318,24 @@ def _classify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print('\n]')
     return 1 if failed else 0
+
+
+def _labeller(arguments: argparse.Namespace, images: int) -> Labeller:
+    """What classifies so many images: by PyTorch, or, without importing it, by ONNX Runtime."""
+    exported = arguments.model.endswith('.onnx')
+    if arguments.engine == 'torch' or not (arguments.engine or exported):
+        from .inference.classifier import deployed_as_asked, load
+        deploy = False if arguments.deploy is None and images < FEW else arguments.deploy
+        return deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), deploy)
+    from .inference.onnx import OnnxClassifier, cached_export
+    if arguments.device != 'cpu' or arguments.deploy is False:
+        arguments.wrong('ONNX Runtime computes the deployed form, on the CPU; leave out --device and --no-deploy, or --engine onnx')
+
+    def say() -> None:
+        print(f'igczoo classify: exporting {arguments.model} for ONNX Runtime, once', file=sys.stderr, flush=True)
+
+    path = arguments.model if exported else cached_export(arguments.model, say)
+    return OnnxClassifier(path, arguments.exact, threads=1 if images > 1 else 0)
 
 
 def _outputs(arguments: argparse.Namespace) -> Iterator[Output]:
@@ -380,12 +401,16 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .inference.classifier import load
+    from .inference.onnx import OnnxClassifier
     from .training.evaluate import evaluate_set
     from .training.images import open_split
     from .training.report import write_predictions, write_report
     name = _name(arguments)
     dataset = open_split(arguments.data, train=False)
-    classifier = load(name, arguments.device, deploy=arguments.deploy, exact=arguments.exact)
+    if name.endswith('.onnx'):
+        classifier = OnnxClassifier(name, arguments.exact, threads=1)
+    else:
+        classifier = load(name, arguments.device, deploy=arguments.deploy, exact=arguments.exact)
     result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
     if arguments.csv:
         write_predictions(arguments.csv, result)

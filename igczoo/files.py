@@ -1,13 +1,14 @@
-"""Files that are never half written: written beside their place, then put there in one step."""
+"""Files that are never half written: written beside their place, then put there in one step; and those that are kept to be used again."""
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['replacing']
+__all__ = ['cache_folder', 'is_intact', 'keep', 'replacing']
 
 
 @contextmanager
@@ -32,3 +33,26 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where files of a kind are kept that this package makes on a machine; it need not be there yet."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', kind)
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file, and beside it the digest that `is_intact` compares it with. One process at a time may do so."""
+    for left in path.parent.glob(f'.{path.stem}.*.part'):       # of a process that was killed
+        left.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write_bytes(data)
+    with replacing(path.with_suffix('.sha256')) as file:
+        file.write_text(hashlib.sha256(data).hexdigest())
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file is there with the digest it was kept with."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix('.sha256').read_text(encoding='ascii').strip()
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -5,16 +5,16 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..files import replacing
-from .card import Card, read_card, write_card
+from .card import Card, CardError, find_card, read_card, write_card
 from .digests import sha256
-from .model_card import config_json, model_card
 
-__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'folder_path', 'tag_for', 'write_checkpoint']
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'folder_path', 'resolve', 'tag_for', 'write_checkpoint']
 
 CARD, CONFIG, README, WEIGHTS = 'card.json', 'config.json', 'README.md', 'model.safetensors'
 
@@ -25,6 +25,9 @@ def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, T
     Returns:
         The card with the size and digest of the weights, as it was written.
     """
+    from safetensors.torch import save_file
+
+    from .model_card import config_json, model_card  # here, for both import torch, and who looks at a folder need not wait for that
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as file:
         save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, file, metadata={'format': 'pt'})
@@ -39,6 +42,25 @@ def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, T
 def folder_path(name: str | os.PathLike) -> Path:
     """The folder that a name means, which may begin with timm's 'local-dir:' or with ~."""
     return Path(os.fspath(name).removeprefix('local-dir:')).expanduser()
+
+
+def resolve(name: str) -> tuple[str, Path | None]:
+    """What timm calls the model that ``name`` means, and its folder if it is in one; the folder need not be there.
+
+    Raises:
+        CardError: it is no folder's name, and no checkpoint's; the message lists those there are.
+    """
+    if name.startswith('hf-hub:'):
+        return name, None
+    path = folder_path(name)
+    if name.startswith('local-dir:') or len(path.parts) > 1:
+        return f'local-dir:{path}', path
+    try:
+        return find_card(name).name, None
+    except CardError:
+        if name and path.is_dir():      # Path('') is the current folder
+            return f'local-dir:{path}', path
+        raise
 
 
 def folder_card(name: str | os.PathLike) -> Card | None:

@@ -89,8 +89,7 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
     if not cfg:
         raise ValueError(f'export: {type(classifier.model).__name__} has no pretrained_cfg to say how to preprocess; give a model '
                          'of timm.create_model or igczoo.load')
-    name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
-    return dict(name=name, license=cfg.get('license'), **resolve_model_data_config(classifier.model), labels=classifier.labels)
+    return dict(name=classifier.name, license=cfg.get('license'), **resolve_model_data_config(classifier.model), labels=classifier.labels)
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> torch.export.ExportedProgram:

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
-
-import torch
 
 __all__ = ['ahead', 'batches', 'thread_count']
 
@@ -53,8 +52,11 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
     if not workers:
         yield from ((item, function(item)) for item in items)
         return
-    cores = torch.get_num_threads()
-    threads = ThreadPoolExecutor(workers, 'igczoo', torch.set_num_threads, (max(1, cores // workers),))
+    if torch := sys.modules.get('torch'):       # nothing computes by what nobody has imported
+        cores = torch.get_num_threads()
+        threads = ThreadPoolExecutor(workers, 'igczoo', torch.set_num_threads, (max(1, cores // workers),))
+    else:
+        threads = ThreadPoolExecutor(workers, 'igczoo')
     remaining, waiting = iter(items), deque()
 
     def start(count: int) -> None:
@@ -75,4 +77,5 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
     finally:
         threads.shutdown(cancel_futures=True)
         waiting.clear()                 # an exception in it would hold its own frame, and so itself
-        torch.set_num_threads(cores)    # it is each thread's own, but new threads begin with what was set last
+        if torch:
+            torch.set_num_threads(cores)    # it is each thread's own, but new threads begin with what was set last

@@ -27,7 +27,7 @@ MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 1000           # long side to short: resizing the short side of a longer strip would make a huge image of it
 MAX_SCANS = 100             # of a progressive JPEG; encoders write about ten
-MARGIN = 4                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it is resized to then
+MARGIN = 6                  # what the shorter side of a JPEG that is decoded smaller has at least, in sides that it is resized to then
 BAND_ROWS = 64              # of grey values that are scaled at a time
 FETCH_SECONDS = 30          # for a whole download
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..checkpoints.card import Accuracy, cards
 from ..inference.ahead import ahead, batches, thread_count
-from ..inference.classifier import Classifier
+from ..inference.labelling import Labeller
 from ..inference.prediction import Prediction
 from .images import open_split
 
@@ -52,14 +52,14 @@ class Evaluation:
     guesses: tuple[Guess, ...]  # of every image, in the data's order
 
 
-def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 32, workers: int | None = None) -> Evaluation:
+def evaluate(classifier: Labeller, data: str | Path, batch_size: int = 32, workers: int | None = None) -> Evaluation:
     """Measure a classifier on the evaluation split of a data set, with the classifier's own way to open and preprocess photographs.
 
     Args:
-        classifier: as `classifier.load` gives it.
+        classifier: as `igczoo.load` gives it, or an `inference.onnx.OnnxClassifier`.
         data: a data set as `images.open_split` reads it. Its classes are matched with the classifier's labels by name or by id.
         batch_size: images that go through the model together.
-        workers: threads, as `Classifier` says.
+        workers: threads, as `Labeller` says.
 
     Raises:
         ValueError: there is no such data, or it has a class that the classifier has not, or has twice; an image cannot be opened; workers
@@ -69,13 +69,14 @@ def evaluate(classifier: Classifier, data: str | Path, batch_size: int = 32, wor
     return evaluate_set(classifier, open_split(data, train=False), str(data), batch_size, workers)
 
 
-def evaluate_set(classifier: Classifier, dataset: Dataset, data: str, batch_size: int = 32, workers: int | None = None) -> Evaluation:
+def evaluate_set(classifier: Labeller, dataset: Dataset, data: str, batch_size: int = 32, workers: int | None = None) -> Evaluation:
     """`evaluate` on a set that is open, of the name ``data``, without a transform."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
     labels = to_label[torch.tensor(dataset.targets)]
 
     def compute(rows: list[int]) -> Tensor:
-        return classifier.logits(torch.stack([classifier.preprocess(dataset.photograph(row, classifier.fit)) for row in rows]))
+        inputs = [classifier.preprocess(dataset.photograph(row, classifier.fit)) for row in rows]
+        return torch.from_numpy(classifier.logits_of(inputs))                   # (N, classes)
 
     started = time.perf_counter()
     scores, indices, ranks = [], [], []
@@ -163,7 +164,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return centre - half, centre + half
 
 
-def _match_classes(classes: list[str], classifier: Classifier, data: str | Path) -> list[int]:
+def _match_classes(classes: list[str], classifier: Labeller, data: str | Path) -> list[int]:
     """The classifier's index of each class of a data set: by position where all names are the same, else by name or by WordNet id."""
     if tuple(classes) == classifier.labels:
         return list(range(len(classes)))
@@ -179,10 +180,9 @@ def _match_classes(classes: list[str], classifier: Classifier, data: str | Path)
     return [known[name][0] for name in classes]
 
 
-def _label_ids(classifier: Classifier) -> tuple[str, ...]:
+def _label_ids(classifier: Labeller) -> tuple[str, ...]:
     """The WordNet id of each class, where the classes have them."""
-    cfg = getattr(classifier.model, 'pretrained_cfg', None) or {}
-    card = cards().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
+    card = cards().get(classifier.name)
     if card and card.label_ids and len(card.label_ids) == len(classifier.labels):
         return card.label_ids
     imagenet = ImageNetInfo()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ...files import replacing
+from ...files import cache_folder, is_intact, keep
 
 __all__ = ['compiled', 'cpu_features']
 
@@ -58,9 +58,9 @@ def _from_cache(source: Path, number: str, build: bool) -> tuple[ctypes.CDLL, st
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.h')))]
     processor = platform.machine() + cpu_features()
     digest = hashlib.sha256(b'\0'.join([*texts, ' '.join(command[:-1]).encode(), version, processor.encode()])).hexdigest()
-    cached = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', 'kernels', f'{digest[:32]}.so')
+    cached = cache_folder('kernels') / f'{digest[:32]}.so'
     if not build:
-        if not _is_intact(cached):
+        if not is_intact(cached):      # loading another could end the process
             found = 'is damaged' if cached.exists() else 'is not there yet'
             raise Unavailable(f'{cached} {found}; igczoo.deployment.kernels.load(build=True) compiles it')
         return _library(cached), ''
@@ -85,38 +85,23 @@ class CompilerError(Unavailable):
 
 def _compile_into_cache(command: list[str], cached: Path) -> ctypes.CDLL | None:
     """Compile what is not there yet, in one process at a time; None where it is. The system's lock dies with its holder."""
-    if _is_intact(cached):
+    if is_intact(cached):
         return None
     cached.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cached.with_suffix('.lock')):
-        for left in (*cached.parent.glob(f'{cached.stem}.building*'), *cached.parent.glob(f'.{cached.stem}*.part')):  # of a killed one
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-        if _is_intact(cached):      # another process has compiled it meanwhile
+        for left in cached.parent.glob(f'{cached.stem}.building*'):     # of a killed one
+            shutil.rmtree(left, ignore_errors=True)
+        if is_intact(cached):      # another process has compiled it meanwhile
             return None
         folder = Path(tempfile.mkdtemp(prefix=f'{cached.stem}.building', dir=cached.parent))
         try:
             fresh = folder / cached.name
             _compile(command, fresh)
             library, data = _library(fresh), fresh.read_bytes()
-            with replacing(cached) as file:
-                file.write_bytes(data)
-            with replacing(_record(cached)) as file:
-                file.write_text(hashlib.sha256(data).hexdigest())
+            keep(cached, data)
             return library
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _record(cached: Path) -> Path:
-    return cached.with_suffix('.sha256')
-
-
-def _is_intact(cached: Path) -> bool:
-    """Whether the file has the digest it was written with: loading another could end the process."""
-    try:
-        return hashlib.sha256(cached.read_bytes()).hexdigest() == _record(cached).read_text(encoding='ascii').strip()
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _compiler() -> list[str]:
