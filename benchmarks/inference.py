@@ -39,7 +39,7 @@ def main() -> None:
                 peaks = peak_memory(name, form, arguments.size, batch_sizes, getattr(torch, dtype), arguments.device)
                 memory |= {(name, form, f'{dtype}, batch {n}'): peak for n, peak in (peaks or {}).items()}
     timings = bench(names, arguments.size, batch_sizes, [getattr(torch, dtype) for dtype in arguments.dtypes], arguments.device,
-                    arguments.compile, arguments.onnx, arguments.rounds)
+                    arguments.compile, arguments.onnx, rounds=arguments.rounds)
     print(f'{host(arguments.device)}. Images a second: median (range) of {arguments.rounds} rounds, and against the faster plain form.\n')
     references = {name: next((peer for family, peer in PEERS.items() if name.startswith(family) and peer in names), first)
                   for first in arguments.against[:1] for name in names if name != first}

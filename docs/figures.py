@@ -145,6 +145,32 @@ def draw_training(name: str) -> None:
     save(figure, f'training-{name}')
 
 
+def draw_speed() -> None:
+    """Images a second of what benchmarks/speed.py has measured: by batch on all threads, and by threads."""
+    with open(FOLDER.parent / 'speed.csv', newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    threads = max(int(row['threads']) for row in rows)
+    figure, (by_batch, by_threads) = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, width_ratios=(3, 2))
+    for (model, form), colour in zip((('igcnet18', 'deployed'), ('igcnet18', 'plain'), ('resnet18', 'plain')), COLOURS, strict=False):
+        for dtype, line in (('float32', '-'), ('bfloat16', '--')):
+            found = [row for row in rows if row['model'] == model and row['form'].startswith(form) and row['dtype'] == dtype
+                     and row['form'] not in ('deployed by measurement', 'deployed, portable')]
+            label = f'{"timm " * (model == "resnet18")}{model}{", deployed" * (form == "deployed")}, {dtype}'
+            for axes, varied, fixed, value in ((by_batch, 'batch', 'threads', threads), (by_threads, 'threads', 'batch', 8)):
+                speeds: dict[int, float] = {}
+                for row in found:
+                    if int(row[fixed]) == value:
+                        speeds[int(row[varied])] = max(speeds.get(int(row[varied]), 0), float(row['speed']))
+                axes.plot(*zip(*sorted(speeds.items()), strict=True), line, marker='o', markersize=3, color=colour, label=label)
+    by_batch.set(xlabel=f'batch, on {threads} threads', ylabel=f'images a second at {rows[0]["size"]} pixels', ylim=(0, None), xscale='log')
+    by_batch.set_xticks([1, 2, 4, 8, 16, 32, 64], ['1', '2', '4', '8', '16', '32', '64'])
+    by_threads.set(xlabel='threads, batch 8', xticks=sorted({int(row['threads']) for row in rows}))
+    by_batch.minorticks_off()
+    figure.legend(*by_batch.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc='upper center', bbox_to_anchor=(.5, .02))
+    figure.tight_layout()
+    save(figure, 'speed')
+
+
 def draw_heat(photograph: Path = EXAMPLES / 'school_bus.jpg') -> None:
     """Where the default net looks."""
     igczoo.load('igcnet18').explain(photograph).picture().save(FOLDER / 'heat.jpg', quality=85)
@@ -171,6 +197,7 @@ def main() -> None:
     draw_kernel()
     draw_width()
     draw_cost()
+    draw_speed()
     draw_heat()
     for card in cards().values():
         if (weights_folder() / card.name / 'log.csv').exists():

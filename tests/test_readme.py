@@ -2,6 +2,7 @@
 import contextlib
 import io
 import re
+import runpy
 import shlex
 import warnings
 from pathlib import Path
@@ -41,13 +42,11 @@ def test_the_code_prints_what_its_comments_say(monkeypatch):
     assert expected and out.getvalue().splitlines() == expected
 
 
-def test_the_times_are_rows_of_the_whole_table():
-    """Which is measured again as a whole; the page has it."""
-    def tables(text: str) -> list[list[str]]:
-        return [table.splitlines() for table in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE) if 'float32, batch 1' in table]
-
-    [few], [whole] = tables(README), tables((ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8'))[:1]
-    assert few[:2] == whole[:2] and len(few) > 4 and set(few) < set(whole)
+def test_the_times_are_those_measured():
+    speed = runpy.run_path(str(ROOT / 'benchmarks' / 'speed.py'))
+    rows = speed['read_rows']()
+    assert speed['with_table'](README, rows) == README and speed['readme_table'](rows) in README
+    assert len({(row.host, row.size) for row in rows}) == 1     # one run
 
 
 @pytest.mark.parametrize('target', re.findall(r'\]\((?!http)([^)]+)\)', README))

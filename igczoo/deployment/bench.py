@@ -19,6 +19,7 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -30,8 +31,9 @@ from ..nets.net import Net
 from .deploy import deploy, forms_used
 from .export import onnx_model, open_onnx, trace
 from .placement import check_placement
+from .quantize import quantize
 
-__all__ = ['Candidate', 'Timing', 'bench', 'candidates', 'host', 'peak_memory', 'ratio', 'table']
+__all__ = ['PLAIN', 'Candidate', 'Timing', 'bench', 'candidates', 'host', 'peak_memory', 'ratio', 'table']
 
 PLAIN = ('plain, NCHW', 'plain, channels_last')
 LEAST = 0.1     # seconds of one measurement, at least; quick passes are repeated until then
@@ -73,6 +75,7 @@ def bench(
         device: str | torch.device = 'cpu',
         compile: bool = False,
         onnx: bool = True,
+        int8: bool = False,
         rounds: int = 5,
 ) -> list[Timing]:
     """Time every form of every model; in each round each one runs once, so that whatever slows the machine slows them alike.
@@ -85,6 +88,7 @@ def bench(
         device: where to compute.
         compile: also the forms of `torch.compile` with frozen weights, which takes about half a minute each to build.
         onnx: also ONNX Runtime, where it is installed and the device is a CPU and the dtype float32.
+        int8: likewise also its int8, calibrated on noise.
         rounds: how many.
 
     Raises:
@@ -97,7 +101,7 @@ def bench(
     timings = []
     for dtype, batch_size in product(dtypes, batch_sizes):
         found = [(name, candidate) for name in models
-                 for candidate in candidates(name, _images(name, size, batch_size, dtype, device), compile, onnx)]
+                 for candidate in candidates(name, _images(name, size, batch_size, dtype, device), compile, onnx, int8)]
         progress = f'{_short(dtype)}, batch {batch_size}'
         seconds = _in_turns([candidate.run for _, candidate in found], rounds, torch.device(device), progress)
         timings += [Timing(name, candidate.form, _short(dtype), batch_size, tuple(measured), candidate.layers)
@@ -126,7 +130,7 @@ def _in_turns(calls: list[Callable[[], Any]], rounds: int, device: torch.device,
                       for _ in tqdm(range(rounds), progress, disable=None, leave=False)), strict=True))
 
 
-def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True) -> list[Candidate]:
+def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True, int8: bool = False) -> list[Candidate]:
     """Every form of a model for a batch x (N, 3, H, W), of its device and dtype; deployed ones where the model is of this package."""
     model = _create(name, x)
     x_last = x.contiguous(memory_format=torch.channels_last)
@@ -146,7 +150,8 @@ def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True) -
         if compile:
             found.append(Candidate('deployed, compiled', partial(_compiled(deployed), x_last), forms_used(deployed)))
     if onnx and (x.device.type, x.dtype) == ('cpu', torch.float32) and find_spec('onnxruntime') and find_spec('onnxscript'):
-        found.append(Candidate('ONNX Runtime', partial(_in_onnx_runtime(name, tuple(x.shape[1:])), x)))
+        models = zip(('ONNX Runtime', 'ONNX Runtime, int8'), _onnx(name, tuple(x.shape[1:]), int8), strict=False)
+        found += (Candidate(form, partial(open_onnx(model), x)) for form, model in models)
     return found
 
 
@@ -155,10 +160,18 @@ def _compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def _in_onnx_runtime(name: str, input_size: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
+def _onnx(name: str, input_size: tuple[int, int, int], int8: bool) -> list[bytes]:
+    """The ONNX file of a net with random weights, portably deployed where it is of this package; and that in int8."""
     model = _create(name, torch.empty(0))
     net = deploy(model, portable=True) if isinstance(model, Net) else model
-    return open_onnx(onnx_model(trace(net, input_size)).SerializeToString())
+    floats = onnx_model(trace(net, input_size)).SerializeToString()
+    if not int8:
+        return [floats]
+    with TemporaryDirectory() as folder:
+        files = Path(folder, 'floats.onnx'), Path(folder, 'int8.onnx')
+        files[0].write_bytes(floats)
+        quantize(*files, torch.randn(4, 2, *input_size, generator=torch.Generator().manual_seed(0)))
+        return [file.read_bytes() for file in files]
 
 
 def _create(name: str, x: Tensor) -> nn.Module:

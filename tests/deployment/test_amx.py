@@ -22,7 +22,9 @@ from igczoo.deployment import kernels
 from igczoo.deployment.kernels import build
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(platform.machine() != 'x86_64' or shutil.which('g++') is None, reason='needs g++ on an x86-64 processor')
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(platform.machine() != 'x86_64' or shutil.which('g++') is None, reason='needs g++ on an x86-64 processor')]
 
 
 class Tiled(Library):

@@ -13,7 +13,9 @@ from igczoo.deployment import kernels
 
 COMPILER, EMULATOR = 'aarch64-linux-gnu-g++', 'qemu-aarch64'
 MISSING = [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f'{", ".join(MISSING)} missing: apt install g++-aarch64-linux-gnu qemu-user')
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(bool(MISSING), reason=f'{", ".join(MISSING)} missing: apt install g++-aarch64-linux-gnu qemu-user')]
 PROCESSORS = {      # number, and what the compiler may use
     'float': ('float', '-march=armv8-a'),
     'bfloat16': ('bfloat16', '-march=armv8-a'),
@@ -33,7 +35,7 @@ def library(request, tmp_path_factory):
 
 @pytest.fixture
 def dtype(library, monkeypatch):
-    """Of the tensors that the operators hand to the emulated kernel."""
+    """Of the tensors that the operators hand to the compile kernel."""
     monkeypatch.setattr(kernels, '_kernels', dict([library]))
     return library[0]
 

@@ -41,11 +41,15 @@ def test_every_form_computes_the_same(monkeypatch):
     monkeypatch.setattr(package, '_create', lambda name, x: model)
     monkeypatch.setattr(package, 'deploy', deploy)
     x = torch.randn(2, 3, 32, 32)
-    found = {candidate.form: candidate for candidate in candidates('igc_resnet20_l24m2', x)}
-    package._in_onnx_runtime.cache_clear()
+    found = {candidate.form: candidate for candidate in candidates('igc_resnet20_l24m2', x, int8=True)}
+    package._onnx.cache_clear()
     assert {'plain, NCHW', 'plain, channels_last', 'deployed'} <= found.keys()
-    assert ('ONNX Runtime' in found) == all(map(importlib.util.find_spec, ('onnxruntime', 'onnxscript')))
+    exported = all(map(importlib.util.find_spec, ('onnxruntime', 'onnxscript')))
+    assert ('ONNX Runtime' in found) == ('ONNX Runtime, int8' in found) == exported
     expected = model(x)
+    if exported:
+        int8 = found.pop('ONNX Runtime, int8').run()
+        assert 1e-4 < (int8 - expected).abs().max() / expected.std() < 1
     for candidate in found.values():
         assert ((candidate.run() - expected).abs().max() / expected.std()) < 1e-4, candidate.form
     assert found['deployed'].layers == forms_used(deploy(model)) and not found['plain, NCHW'].layers

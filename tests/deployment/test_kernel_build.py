@@ -16,6 +16,8 @@ from igczoo.deployment.deploy import deploy, forms_used
 from igczoo.deployment.kernels import build
 from igczoo.nets.igcnet import igc_resnet
 
+pytestmark = pytest.mark.compile
+
 
 @pytest.fixture
 def unloaded(monkeypatch, tmp_path):

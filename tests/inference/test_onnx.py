@@ -12,7 +12,7 @@ from timm.data import create_transform
 
 import igczoo
 from igczoo.cli import main
-from igczoo.deployment.export import export
+from igczoo.deployment.export import metadata
 from igczoo.files import is_intact
 from igczoo.inference.onnx import OnnxClassifier, Preprocessing, cached_export
 from igczoo.inference.photograph import Fit, ImageError, find_images
@@ -36,6 +36,22 @@ def exported(cache) -> Path:
 @pytest.fixture(scope='module')
 def classifier(exported) -> OnnxClassifier:
     return OnnxClassifier(exported)
+
+
+@pytest.fixture
+def quick_export(exported, monkeypatch) -> list[Path]:
+    """In place of an export, which takes many seconds: the one there is, with the metadata of the classifier."""
+    made = []
+
+    def export(classifier, path):
+        model = onnx.load(exported)
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata(classifier).items()})
+        onnx.save(model, path)
+        made.append(path)
+
+    monkeypatch.setattr('igczoo.deployment.export.export', export)
+    return made
 
 
 # Parity
@@ -97,12 +113,12 @@ def test_a_file_is_a_model(exported, tmp_path, capsys):
     assert found['predictions'][0]['label'] == igczoo.load(CHECKPOINT).classify(EXAMPLES[0])[0].label
 
 
-def test_the_first_call_says_that_it_exports(exported, capsys, monkeypatch, tmp_path):
+def test_the_first_call_says_that_it_exports(quick_export, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     call = ['classify', '--engine', 'onnx', '--model', CHECKPOINT, str(EXAMPLES[0])]
     assert main(call) == 0
     assert capsys.readouterr().err == f'igczoo classify: exporting {CHECKPOINT} for ONNX Runtime, once\n'
-    assert main(call) == 0 and capsys.readouterr().err == ''
+    assert main(call) == 0 and capsys.readouterr().err == '' and len(quick_export) == 1
 
 
 @pytest.mark.parametrize('more', [['--device', 'cuda'], ['--no-deploy']])
@@ -114,15 +130,17 @@ def test_what_the_engine_does_not_do(more, capsys):
 
 # What is kept, and what is wrong
 
-def test_a_damaged_file_of_the_cache_is_made_again(exported):
-    whole = exported.read_bytes()
-    exported.write_bytes(whole[:-1000])
-    (exported.parent / f'.{exported.name}.1234.part').write_bytes(b'of a process that was killed')
-    assert not is_intact(exported) and cached_export(CHECKPOINT) == exported and is_intact(exported)
-    assert not list(exported.parent.glob('.*.part'))
+def test_a_damaged_file_of_the_cache_is_made_again(quick_export, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    made = cached_export(CHECKPOINT)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:-1000])
+    (made.parent / f'.{made.name}.1234.part').write_bytes(b'of a process that was killed')
+    assert not is_intact(made) and cached_export(CHECKPOINT) == made and is_intact(made)
+    assert made.read_bytes() == whole and len(quick_export) == 2 and not list(made.parent.glob('.*.part'))
 
 
-def test_other_weights_are_another_file(exported, tmp_path):
+def test_other_weights_are_another_file(exported, quick_export, tmp_path):
     folder = Path(igczoo.__file__).parents[1] / 'weights' / f'{CHECKPOINT}.cifar10'
     copied = tmp_path / 'mine'
     copied.mkdir()
@@ -192,9 +210,7 @@ def test_files_that_are_no_models(tmp_path):
 
 
 def test_scores_that_are_no_numbers(exported, tmp_path):
-    classifier = igczoo.load(CHECKPOINT)
-    export(classifier, tmp_path / 'it.onnx')
-    model = onnx.load(tmp_path / 'it.onnx')
+    model = onnx.load(exported)
     bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [10])
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.inf, np.float32), bias.name))
     onnx.save(model, tmp_path / 'it.onnx')
