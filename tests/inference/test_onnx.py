@@ -216,3 +216,17 @@ def test_scores_that_are_no_numbers(exported, tmp_path):
     onnx.save(model, tmp_path / 'it.onnx')
     with pytest.raises(ImageError, match=r'the model gives .+ for it, which is no score'):
         OnnxClassifier(tmp_path / 'it.onnx').classify(EXAMPLES[0])
+
+
+def test_a_file_is_evaluated_as_its_checkpoint_is(exported, tmp_path, capsys):
+    for number, file in enumerate(EXAMPLES):
+        folder = tmp_path / 'test' / ('automobile', 'frog')[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes(file.read_bytes())
+    (tmp_path / 'my.onnx').write_bytes(exported.read_bytes())
+    found = []
+    for model in (str(tmp_path / 'my.onnx'), CHECKPOINT):
+        assert main(['evaluate', model, '--data', str(tmp_path), '--json']) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]['confusion'] == found[1]['confusion'] and found[0]['accuracy'] == found[1]['accuracy']
+    assert found[0]['calibration_error'] == pytest.approx(found[1]['calibration_error'], abs=.05)
