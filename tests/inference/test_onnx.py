@@ -17,7 +17,8 @@ from igczoo.files import is_intact
 from igczoo.inference.onnx import OnnxClassifier, Preprocessing, cached_export
 from igczoo.inference.photograph import Fit, ImageError, find_images
 
-EXAMPLES = find_images(Path(igczoo.__file__).parents[1] / 'examples')
+ROOT = Path(__file__).parents[2]
+EXAMPLES = find_images(ROOT / 'examples')
 CHECKPOINT = 'igc_resnet20_l24m2'
 
 
@@ -141,7 +142,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(quick_export, monkeypatch, tm
 
 
 def test_other_weights_are_another_file(exported, quick_export, tmp_path):
-    folder = Path(igczoo.__file__).parents[1] / 'weights' / f'{CHECKPOINT}.cifar10'
+    folder = ROOT / 'weights' / f'{CHECKPOINT}.cifar10'
     copied = tmp_path / 'mine'
     copied.mkdir()
     for name in ('config.json', 'model.safetensors'):
