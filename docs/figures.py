@@ -5,6 +5,7 @@
 demo.jpg is what tests/test_demo.py sees, with IGCZOO_SCREENSHOT=demo.png in the environment.
 """
 import csv
+import runpy
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import igczoo
 from igczoo.checkpoints.card import cards, weights_folder
+from igczoo.deployment.bench import PLAIN
 from igczoo.nets.layers import IGConv2d, interleave
 
 FOLDER = Path(__file__).parent / 'figures'
@@ -147,24 +149,20 @@ def draw_training(name: str) -> None:
 
 def draw_speed() -> None:
     """Images a second of what benchmarks/speed.py has measured: by batch on all threads, and by threads."""
-    with open(FOLDER.parent / 'speed.csv', newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
-    threads = max(int(row['threads']) for row in rows)
+    speed = runpy.run_path(str(FOLDER.parents[1] / 'benchmarks' / 'speed.py'))
+    rows = speed['read_rows']()
+    batches, counts = (sorted({getattr(row, field) for row in rows}) for field in ('batch', 'threads'))
     figure, (by_batch, by_threads) = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, width_ratios=(3, 2))
-    for (model, form), colour in zip((('igcnet18', 'deployed'), ('igcnet18', 'plain'), ('resnet18', 'plain')), COLOURS, strict=False):
+    shown = {'igcnet18, deployed': ('igcnet18', ['deployed']), 'igcnet18': ('igcnet18', PLAIN), 'timm resnet18': ('resnet18', PLAIN)}
+    for (name, (model, forms)), colour in zip(shown.items(), COLOURS, strict=False):
         for dtype, line in (('float32', '-'), ('bfloat16', '--')):
-            found = [row for row in rows if row['model'] == model and row['form'].startswith(form) and row['dtype'] == dtype
-                     and row['form'] not in ('deployed by measurement', 'deployed, portable')]
-            label = f'{"timm " * (model == "resnet18")}{model}{", deployed" * (form == "deployed")}, {dtype}'
-            for axes, varied, fixed, value in ((by_batch, 'batch', 'threads', threads), (by_threads, 'threads', 'batch', 8)):
-                speeds: dict[int, float] = {}
-                for row in found:
-                    if int(row[fixed]) == value:
-                        speeds[int(row[varied])] = max(speeds.get(int(row[varied]), 0), float(row['speed']))
-                axes.plot(*zip(*sorted(speeds.items()), strict=True), line, marker='o', markersize=3, color=colour, label=label)
-    by_batch.set(xlabel=f'batch, on {threads} threads', ylabel=f'images a second at {rows[0]["size"]} pixels', ylim=(0, None), xscale='log')
-    by_batch.set_xticks([1, 2, 4, 8, 16, 32, 64], ['1', '2', '4', '8', '16', '32', '64'])
-    by_threads.set(xlabel='threads, batch 8', xticks=sorted({int(row['threads']) for row in rows}))
+            style = dict(linestyle=line, marker='o', markersize=3, color=colour, label=f'{name}, {dtype}')
+            found = [speed['best'](rows, model, forms, dtype, batch, counts[-1]).speed for batch in batches]
+            by_batch.plot(batches, found, **style)
+            by_threads.plot(counts, [speed['best'](rows, model, forms, dtype, 8, count).speed for count in counts], **style)
+    by_batch.set(xlabel=f'batch, on {counts[-1]} threads', ylabel=f'images a second at {rows[0].size} pixels', ylim=(0, None), xscale='log')
+    by_batch.set_xticks(batches, map(str, batches))
+    by_threads.set(xlabel='threads, batch 8', xticks=counts)
     by_batch.minorticks_off()
     figure.legend(*by_batch.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc='upper center', bbox_to_anchor=(.5, .02))
     figure.tight_layout()

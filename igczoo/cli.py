@@ -81,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     def add_model(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
 
-    def add_deploy(sub: argparse.ArgumentParser, default: bool | None, default_text: str) -> None:
-        sub.add_argument('--deploy', action=argparse.BooleanOptionalAction, default=default,
-                         help=f'compute by the faster deployed form of the model ({default_text})')
+    def add_deploy(sub: argparse.ArgumentParser, default: str) -> None:
+        sub.add_argument('--deploy', action=argparse.BooleanOptionalAction,
+                         help=f'compute by the faster deployed form of the model ({default})')
 
     sub = command('list', _list, 'List the checkpoints.', '', '--json')
     add_json(sub)
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 8)
     add_reading(sub)
     add_device(sub)
-    add_deploy(sub, None, f'default: where it has one and there are {FEW} photographs at least')
+    add_deploy(sub, f'default: where it has one and there are {FEW} photographs at least')
     sub.add_argument('--engine', choices=('torch', 'onnx'),
                      help="onnx: by ONNX Runtime (pip install 'igczoo[export]'), which for few photographs answers sooner; --model may be "
                           'an .onnx file of igczoo export then (default: onnx for such a file, else torch)')
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 32)
     sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one a CPU)')
     sub.add_argument('--part-size', type=_positive, default=1000, help='images a file of results (default: %(default)s)')
-    add_deploy(sub, None, 'default: where it has one')
+    add_deploy(sub, 'default: where it has one')
     add_json(sub)
 
     sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 32)
     add_reading(sub)
     add_device(sub)
-    add_deploy(sub, False, 'default: by the model as it is written')
+    add_deploy(sub, 'default: by the model as it is written')
     add_json(sub)
 
     sub = command('finetune', _finetune, 'Train a checkpoint further on your own photographs, or go on with a run that was stopped.',
@@ -328,14 +328,18 @@ def _labeller(arguments: argparse.Namespace, images: int) -> Labeller:
         deploy = False if arguments.deploy is None and images < FEW else arguments.deploy
         return deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), deploy)
     from .inference.onnx import OnnxClassifier, cached_export
-    if arguments.device != 'cpu' or arguments.deploy is False:
-        arguments.wrong('ONNX Runtime computes the deployed form, on the CPU; leave out --device and --no-deploy, or --engine onnx')
 
     def say() -> None:
         print(f'igczoo classify: exporting {arguments.model} for ONNX Runtime, once', file=sys.stderr, flush=True)
 
+    _refuse_what_onnx_cannot(arguments)
     path = arguments.model if exported else cached_export(arguments.model, say)
     return OnnxClassifier(path, arguments.exact, threads=1 if images > 1 else 0)
+
+
+def _refuse_what_onnx_cannot(arguments: argparse.Namespace) -> None:
+    if arguments.device != 'cpu' or arguments.deploy is False:
+        arguments.wrong('ONNX Runtime computes the deployed form, on the CPU; leave out --device and --no-deploy')
 
 
 def _outputs(arguments: argparse.Namespace) -> Iterator[Output]:
@@ -406,11 +410,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .training.images import open_split
     from .training.report import write_predictions, write_report
     name = _name(arguments)
+    if exported := name.endswith('.onnx'):
+        _refuse_what_onnx_cannot(arguments)
     dataset = open_split(arguments.data, train=False)
-    if name.endswith('.onnx'):
+    if exported:
         classifier = OnnxClassifier(name, arguments.exact, threads=1)
     else:
-        classifier = load(name, arguments.device, deploy=arguments.deploy, exact=arguments.exact)
+        classifier = load(name, arguments.device, deploy=bool(arguments.deploy), exact=arguments.exact)
     result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
     if arguments.csv:
         write_predictions(arguments.csv, result)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .. import __version__
 from ..checkpoints.card import card_json, find_card
+from ..checkpoints.digests import sha256
 from ..checkpoints.folder import CONFIG, WEIGHTS, resolve
 from ..files import cache_folder, is_intact, keep
 from .labelling import Labeller
@@ -43,9 +44,7 @@ class OnnxClassifier(Labeller):
     def __init__(self, path: str | os.PathLike, exact: bool = False, threads: int = 0):
         path = Path(path).expanduser()
         self._session = _open(path, threads)
-        facts = _facts(self._session, path)
-        self.name, self.labels = facts['name'], tuple(facts['labels'])
-        self.preprocess = Preprocessing(*(facts[key] for key in PREPROCESSING))
+        self.name, self.labels, self.preprocess = _facts(self._session, path)
         self.fit = None if exact else self.preprocess.fit
 
     def logits_of(self, inputs: list[np.ndarray]) -> np.ndarray:
@@ -101,12 +100,12 @@ def _open(path: Path, threads: int) -> Any:
         raise ValueError(f'{path}: is no ONNX model that can be run ({found}); make it by igczoo export') from None
 
 
-def _facts(session: Any, path: Path) -> dict[str, Any]:
-    """The metadata, checked as far as the wrong of it would give wrong labels."""
+def _facts(session: Any, path: Path) -> tuple[str, tuple[str, ...], Preprocessing]:
+    """The checkpoint's name, labels and preprocessing, checked as far as the wrong of them would give wrong labels."""
     found = session.get_modelmeta().custom_metadata_map
     try:
         facts = {key: json.loads(found[key]) for key in (*PREPROCESSING, 'name', 'labels')}
-        Preprocessing(*(facts[key] for key in PREPROCESSING))
+        preprocess = Preprocessing(*(facts[key] for key in PREPROCESSING))
         (image,), (logits,) = session.get_inputs(), session.get_outputs()
         wanted, classes = facts['input_size'], len(facts['labels'])
         if image.name != 'image' or image.shape[1:] != wanted or logits.shape[1:] != [classes]:
@@ -115,7 +114,7 @@ def _facts(session: Any, path: Path) -> dict[str, Any]:
         raise ValueError(f'{path}: its metadata has no {error.args[0]}; make the file by igczoo export') from None
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f'{path}: is not as igczoo export writes it ({error}); make it anew') from None
-    return facts
+    return facts['name'], tuple(facts['labels']), preprocess
 
 
 def cached_export(name: str, before: Callable[[], None] = lambda: None) -> Path:
@@ -132,9 +131,9 @@ def cached_export(name: str, before: Callable[[], None] = lambda: None) -> Path:
     source, folder = resolve(name)
     if source.startswith('hf-hub:'):
         raise ValueError(f'{name}: is on the hub; igczoo export {name} -o FILE.onnx, and give --model FILE.onnx')
-    files = [folder / file for file in (CONFIG, WEIGHTS)] if folder else []
-    parts = [path.read_bytes() for path in files if path.is_file()] if folder else [card_json(find_card(source)).encode()]
-    digest = hashlib.sha256(b'\0'.join([__version__.encode(), *(hashlib.sha256(part).digest() for part in parts)])).hexdigest()
+    files = [path for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()] if folder else []
+    parts = map(sha256, files) if folder else [card_json(find_card(source))]    # which has the digest of the weights, or of their origin
+    digest = hashlib.sha256('\0'.join([__version__, *parts]).encode()).hexdigest()
     cached = cache_folder('onnx') / f'{digest[:32]}.onnx'
     if not is_intact(cached):
         before()

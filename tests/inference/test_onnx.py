@@ -123,9 +123,10 @@ def test_the_first_call_says_that_it_exports(quick_export, capsys, monkeypatch, 
 
 
 @pytest.mark.parametrize('more', [['--device', 'cuda'], ['--no-deploy']])
-def test_what_the_engine_does_not_do(more, capsys):
+@pytest.mark.parametrize('call', [['classify', '--engine', 'onnx', str(EXAMPLES[0])], ['evaluate', 'my.onnx', '--data', 'photos']])
+def test_what_the_engine_does_not_do(call, more, capsys):
     with pytest.raises(SystemExit, match='2'):
-        main(['classify', '--engine', 'onnx', *more, str(EXAMPLES[0])])
+        main([*call, *more])
     assert 'on the CPU' in capsys.readouterr().err
 
 
