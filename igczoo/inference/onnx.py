@@ -82,12 +82,16 @@ class Preprocessing:
 PREPROCESSING = 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'
 
 
-def _open(path: Path, threads: int) -> Any:
-    """An InferenceSession."""
+def _runtime() -> Any:
     try:
-        runtime = import_module('onnxruntime')
+        return import_module('onnxruntime')
     except ImportError:
         raise RuntimeError("onnxruntime is missing; pip install 'igczoo[export]'") from None
+
+
+def _open(path: Path, threads: int) -> Any:
+    """An InferenceSession."""
+    runtime = _runtime()
     if not path.is_file():
         raise ValueError(f'{path}: there is no such file; igczoo export makes one')
     options = runtime.SessionOptions()
@@ -136,6 +140,7 @@ def cached_export(name: str, before: Callable[[], None] = lambda: None) -> Path:
     digest = hashlib.sha256('\0'.join([__version__, *parts]).encode()).hexdigest()
     cached = cache_folder('onnx') / f'{digest[:32]}.onnx'
     if not is_intact(cached):
+        _runtime()      # or the export would name a file that nobody has asked for
         before()
         _export(name, cached)
     return cached

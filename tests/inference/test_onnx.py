@@ -178,6 +178,9 @@ def test_onnxruntime_is_missing(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(RuntimeError, match=r"onnxruntime is missing; pip install 'igczoo\[export\]'"):
         OnnxClassifier(exported)
+    monkeypatch.setattr('igczoo.inference.onnx.is_intact', lambda path: False)
+    with pytest.raises(RuntimeError, match=r"^onnxruntime is missing; pip install 'igczoo\[export\]'$"):
+        cached_export(CHECKPOINT, lambda: pytest.fail('it begins to export'))
 
 
 @pytest.mark.parametrize('change, found', [
