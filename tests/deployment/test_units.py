@@ -200,6 +200,23 @@ def test_chunks_batches_and_threads_change_no_bit(compiled, monkeypatch, family,
     assert family.compute(x[:0], units).shape == (0, family.several[-1][1], 3, 3)
 
 
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
+def test_large_maps_are_taken_by_bands_of_two_units(compiled, kind):
+    """To the same bits as one unit after the other; the first two maps have more than a million numbers."""
+    torch.manual_seed(0)
+    geometries = [(15, 72, 5), (72, 20, 18, 3), (20, 200, 10), (200, 20, 20, 1, 2), (20, 24, 10)]
+    units, _ = SPARSE.deployed([SPARSE.make(*shape) for shape in geometries], kind)
+    assert 72 * 130 * 131 > 2 ** 20 < 200 * 130 * 131
+    for some in (units[:2], units[2:]):
+        given = image(2, some[0].depthwise.shape[-1], 130, 131, dtype=kind).to(kind)
+        expected = given
+        for unit in some:
+            expected = SPARSE.compute(expected, [unit])
+        for threads in (1, 2, 5):
+            with use_threads(threads):
+                assert torch.equal(SPARSE.compute(given, some), expected)
+
+
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 @pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
 def test_what_is_no_number_comes_through(compiled, family, value, kind):

@@ -78,7 +78,7 @@ void run_band(const Inverted& u, int64_t p, int64_t begin, int64_t end, const Nu
             const Product<Number> expand = {in, odd ? inputs + 1 : C, 0, 1, inputs, copy, whole * FACTORS<Number>, bias, nullptr, 0, expanded,
                                             whole, false};
             with_constant<VECTORS>(whole / LANES, [&](auto vectors) {
-                multiply_panels<vectors, false>(expand, nullptr, expanded_pixels, LANES);
+                multiply_panels<LANES, vectors, false>(expand, nullptr, expanded_pixels, LANES);
             });
             for (int64_t tap = 0; tap < u.taps(); ++tap)
                 put(u.depthwise + (p * u.taps() + tap) * part + g * c + first, filters + tap * whole);

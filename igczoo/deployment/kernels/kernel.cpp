@@ -44,11 +44,13 @@ int64_t igc_inverted_room(const Inverted* units, int64_t num_units, int64_t imag
 
 void igc_sparse_units(Number* out, const Number* in, Number* room, const Sparse* units, int64_t num_units, int64_t images,
                       int64_t chunk_bytes, int64_t threads) {
-    Chain<Sparse>(units, num_units, images, chunk_bytes).run(images, in, out, room, threads);
+    const std::vector<Joined> joint = joined(units, num_units);
+    Chain<Joined>(joint.data(), joint.size(), images, chunk_bytes).run(images, in, out, room, threads);
 }
 
 int64_t igc_sparse_room(const Sparse* units, int64_t num_units, int64_t images, int64_t chunk_bytes) {
-    return Chain<Sparse>(units, num_units, images, chunk_bytes).room;
+    const std::vector<Joined> joint = joined(units, num_units);
+    return Chain<Joined>(joint.data(), joint.size(), images, chunk_bytes).room;
 }
 
 // out = maxpool(relu(conv(in) + bias)), out (N, H/4, W/4, C) rounded up, weight (7, 7, in_channels, C).

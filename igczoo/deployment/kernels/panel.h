@@ -22,69 +22,75 @@ void pack_block(const T* weight, int64_t step, int64_t rows, int64_t columns, in
 inline float factor(const float* row, const int32_t* places) { return row[places[0]]; }
 inline uint32_t factor(const bfloat16* row, const int32_t* places) { return row[places[0]].bits | uint32_t{row[places[1]].bits} << 16; }
 
-// `height` pixels by `vectors` vectors of columns, of whose last vector only `last` are there.
-template <int height, int vectors, bool scattered, class T>
+// `height` pixels by `vectors` vectors of N columns, of whose last vector only `last` are there.
+template <int N, int height, int vectors, bool scattered, class T>
 __attribute__((always_inline)) inline void multiply_panel(const Product<T>& p, const int32_t* places, int last) {
-    Vector<LANES> sum[height][vectors];
+    Vector<N> sum[height][vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-        const Vector<LANES> bias = p.bias ? load_some<LANES>(p.bias + v * LANES, v + 1 < vectors ? LANES : last) : Vector<LANES>{};
+        const Vector<N> bias = p.bias ? load_some<N>(p.bias + v * N, v + 1 < vectors ? N : last) : Vector<N>{};
 #pragma GCC unroll 12
         for (int h = 0; h < height; ++h) sum[h][v] = bias;
     }
     const T *weight = p.weight, *rows = p.rows;
     for (int64_t k = 0; k < p.length; k += FACTORS<T>, weight += p.step) {
-        Bits<LANES> w[vectors];
+        Bits<N> w[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) std::memcpy(&w[v], weight + v * LANES * FACTORS<T>, sizeof w[v]);
+        for (int v = 0; v < vectors; ++v) std::memcpy(&w[v], weight + v * N * FACTORS<T>, sizeof w[v]);
 #pragma GCC unroll 12
         for (int h = 0; h < height; ++h) {
             const T* row = rows + h * p.row;
             const auto x = scattered ? factor(row, places + k) : factor(row + k);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) sum[h][v] = multiply_add<LANES>(x, w[v], sum[h][v]);
+            for (int v = 0; v < vectors; ++v) sum[h][v] = multiply_add<N>(x, w[v], sum[h][v]);
         }
     }
 #pragma GCC unroll 12
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            const int count = v + 1 < vectors ? LANES : last;
-            Vector<LANES> y = sum[h][v];
-            if (p.residual) y += load_some<LANES>(p.residual + h * p.residual_pixel + v * LANES, count);
+            const int count = v + 1 < vectors ? N : last;
+            Vector<N> y = sum[h][v];
+            if (p.residual) y += load_some<N>(p.residual + h * p.residual_pixel + v * N, count);
             if (p.relu) y = relu(y);
-            store_some<LANES>(p.out + h * p.pixel + v * LANES, y, count);
+            store_some<N>(p.out + h * p.pixel + v * N, y, count);
         }
 }
 
-template <int vectors, bool scattered, class T>
+template <int N, int vectors, bool scattered, class T>
 __attribute__((noinline)) void multiply_panels(Product<T> p, const int32_t* places, int64_t pixels, int last) {
     constexpr int HEIGHT = 2 * vectors <= VECTORS ? 2 * ROWS : ROWS;
-    for (; pixels >= HEIGHT; pixels -= HEIGHT, p.skip_pixels(HEIGHT)) multiply_panel<HEIGHT, vectors, scattered>(p, places, last);
+    for (; pixels >= HEIGHT; pixels -= HEIGHT, p.skip_pixels(HEIGHT)) multiply_panel<N, HEIGHT, vectors, scattered>(p, places, last);
     for (int64_t height; pixels > 0; pixels -= height, p.skip_pixels(height)) {
         height = std::min<int64_t>(pixels, ROWS);
-        with_constant<ROWS>(height, [&](auto height) { multiply_panel<height, vectors, scattered>(p, places, last); });
+        with_constant<ROWS>(height, [&](auto height) { multiply_panel<N, height, vectors, scattered>(p, places, last); });
     }
 }
 
 // Numbers that multiply_blocks needs room for, to pack a weight of so many rows.
 constexpr int64_t packed_block(int64_t rows) { return ceil_div(rows, 2) * 2 * BLOCK; }
 
-// All columns of all pixels. `places` of a row's numbers, an even number of them, where scattered.
+// All columns of all pixels, few of them by shorter vectors. `places` of a row's numbers, an even number of them, where scattered.
 template <bool scattered, class T>
 void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_t columns, T* copy) {
+    const auto multiply_block = [&](auto lanes, auto vectors, int64_t block) {
+        Product<T> q = p;
+        if (FACTORS<T> > 1 || block % lanes) {
+            pack_block(p.weight, p.step, p.length, block, vectors * lanes, copy);
+            q.weight = copy;
+            q.step = vectors * lanes * FACTORS<T>;
+        }
+        multiply_panels<lanes, vectors, scattered>(q, places, pixels, block - (vectors - 1) * lanes);
+    };
+    constexpr int SHORT = std::min(LANES, 8);
     for (int64_t block; columns > 0; columns -= block, p.skip_columns(block)) {
         block = std::min<int64_t>(columns, BLOCK);
-        const int64_t vectors = ceil_div(block, LANES);
-        Product<T> q = p;
-        if (FACTORS<T> > 1 || block % LANES) {
-            pack_block(p.weight, p.step, p.length, block, vectors * LANES, copy);
-            q.weight = copy;
-            q.step = vectors * LANES * FACTORS<T>;
-        }
-        with_constant<VECTORS>(vectors, [&](auto vectors) {
-            multiply_panels<vectors, scattered>(q, places, pixels, block - (vectors - 1) * LANES);
-        });
+        if (block <= SHORT)
+            multiply_block(std::integral_constant<int, SHORT>{}, std::integral_constant<int, 1>{}, block);
+        else
+            with_constant<VECTORS>(ceil_div(block, LANES), [&](auto vectors) {
+                multiply_block(std::integral_constant<int, LANES>{}, vectors, block);
+            });
     }
 }
 

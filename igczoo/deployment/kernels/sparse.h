@@ -1,6 +1,6 @@
 // IGCV2's unit: for a band of rows, the channel-wise convolution goes into a buffer that stays in the cache, the products of groups from
 // buffer to buffer and the last of them to the output with bias, shortcut and ReLU. A product finds its numbers where the one before has
-// left them: the interleaves are a matter of places.
+// left them: the interleaves are a matter of places. A map too large for the cache is not made: the next unit takes it by bands.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -23,8 +23,6 @@ struct Sparse {
     int64_t in_channels() const { return groups * channels; }
     int64_t in_image() const { return map.height * map.width * in_channels(); }
     int64_t out_image() const { return map.out_height() * map.out_width() * out_channels; }
-    bool keeps_shape() const { return in_image() == out_image(); }
-    void run(int64_t images, const Number* x, int64_t threads, Number* out) const;
 };
 
 // Into how many bands of rows the output of each image is split. The buffers take half the smallest L2 cache, or as much as the weights,
@@ -92,14 +90,56 @@ inline std::vector<int32_t> places_of(const Sparse& u) {
     return places;
 }
 
-// out = relu(last(... between(depthwise(x))) + bias + x?)
-void Sparse::run(int64_t images, const Number* x, int64_t threads, Number* out) const {
-    const int64_t bands = bands_of(*this, images, threads), height = map.out_height();
-    const std::vector<int32_t> places = places_of(*this);
-    parallel(threads, images * bands, [&](int64_t item) {
-        const int64_t band = item % bands, image = item / bands;
-        run_band(*this, places.data(), band * height / bands, (band + 1) * height / bands, x + image * in_image(), out + image * out_image());
-    });
+// A unit, and perhaps one before it whose map is large: of that, the rows that a band needs are made in a buffer, a few of them twice.
+struct Joined {
+    const Sparse *before, *unit;                                    // before may be null
+    std::vector<int32_t> places_before, places;
+
+    Joined(const Sparse* before, const Sparse* unit) : before(before), unit(unit), places(places_of(*unit)) {
+        if (before) places_before = places_of(*before);
+    }
+    int64_t in_image() const { return (before ? before : unit)->in_image(); }
+    int64_t out_image() const { return unit->out_image(); }
+    bool keeps_shape() const { return in_image() == out_image(); }
+
+    // Into how many bands of rows the output of each image is split.
+    int64_t bands(int64_t images, int64_t threads) const {
+        int64_t bands = bands_of(*unit, images, threads);
+        const int64_t height = unit->map.out_height(), row = unit->map.width * unit->in_channels();
+        constexpr int64_t ROOM = 1 << 17;                           // numbers: half of most L2 caches
+        if (before)
+            while (bands < height && unit->map.most_rows(ceil_div(height, bands)) * row > ROOM) ++bands;
+        return bands;
+    }
+
+    // out = relu(last(... between(depthwise(x))) + bias + x?), of one unit after the other.
+    void run(int64_t images, const Number* x, int64_t threads, Number* out) const {
+        const int64_t bands = this->bands(images, threads), height = unit->map.out_height();
+        parallel(threads, images * bands, [&](int64_t item) {
+            const int64_t band = item % bands, image = item / bands, begin = band * height / bands, end = (band + 1) * height / bands;
+            const Number* in = x + image * in_image();
+            if (before) {
+                const Rows rows = unit->map.rows(begin, end);
+                const int64_t row = unit->map.width * unit->in_channels();
+                Number* made = scratch<Number, 1>((rows.end - rows.begin) * row) - rows.begin * row;
+                run_band(*before, places_before.data(), rows.begin, rows.end, in, made);
+                in = made;
+            }
+            run_band(*unit, places.data(), begin, end, in, out + image * out_image());
+        });
+    }
+};
+
+// Each unit alone, or after one whose map would go to memory and come back.
+inline std::vector<Joined> joined(const Sparse* units, int64_t num_units) {
+    constexpr int64_t LARGE = 1 << 20;                              // numbers: more than a core's cache holds
+    std::vector<Joined> pairs;
+    for (const Sparse *u = units, *end = units + num_units; u < end; ++u) {
+        const bool joins = u + 1 < end && u->out_image() >= LARGE;
+        pairs.emplace_back(joins ? u : nullptr, u + joins);
+        u += joins;
+    }
+    return pairs;
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ extern "C" void GOMP_parallel(void (*run)(void*), void* data, unsigned threads, 
 
 namespace {
 
-// A buffer of this thread's, kept from call to call.
-template <class T>
+// A buffer of this thread's, kept from call to call; of two at once, each has its number.
+template <class T, int number = 0>
 T* scratch(int64_t count) {
     struct Free {
         void operator()(void* memory) const { std::free(memory); }
