@@ -1,12 +1,12 @@
 """Blocks of IGC units in training on a CPU: forward and backward in as few passes over memory as there can be, by compiled kernels.
 
 A map of a large batch does not stay in the cache, and a step of training takes as long as it reads and writes maps. So a block goes through
-some images at a time (CHUNK_BYTES of a map): what lies between a unit's convolutions takes little memory, in both directions, and is
-computed anew in the backward pass. Smaller chunks would stay in a nearer cache, but each loop over one ends with threads that wait for one
-another, which on cores that other work shares took most of the time. Kept for the backward pass are the block's input and output, and of
-each unit its map before normalisation. The products with wide matrices are torch's; all else are loops of
-`deployment/kernels/training.cpp`, compiled on first use, for float32, bfloat16 and float64. Sums are float32, of many rows float64, and do
-not depend on the number of threads.
+some images at a time (CHUNK_BYTES of a map): what lies between units takes little memory, in both directions, and is computed anew in the
+backward pass. Smaller chunks would stay in a nearer cache, but each loop over one ends with threads that wait for one another, which on
+cores that other work shares took most of the time. Kept for the backward pass are the block's input and output, and of each unit its map
+before normalisation and what its primary convolution gives to the secondary one. The products with wide matrices are torch's; all else are
+loops of `deployment/kernels/training.cpp`, compiled on first use, for float32, bfloat16 and float64. Sums are float32, of many rows
+float64, and do not depend on the number of threads.
 
 Channels are planes, `[m][l]` (see planar.py), and maps (N, H, W, C) in memory.
 """
@@ -176,20 +176,22 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x: Tensor, plan: _Plan, *parameters: Tensor | None) -> Tensor:
         x = _rows(x)
         units, projection = plan.of(parameters, x.dtype)
-        source, norm, maps, norms = x, None, [], []
+        source, norm, maps, norms, filtered = x, None, [], [], []
         for unit in units:
-            source, norm = _convolve(source, norm, unit)
+            filtered.append(_filtered(unit, source))
+            source, norm = _convolve(source, norm, unit, filtered[-1])
             maps.append(source)
             norms.append(norm)
         affine, residual, scale = norm.affine, x if plan.shortcut else None, None
         if projection:
-            residual, norm = _convolve(x, None, projection)
+            filtered.append(_filtered(projection, x))
+            residual, norm = _convolve(x, None, projection, filtered[-1])
             norms.append(norm)
             scale = norm.affine[0]
             affine = torch.stack([affine[0], affine[1] + norm.affine[1]])
         out = _normalise(maps[-1], affine, units[-1].bounds, residual, scale)
         ctx.plan, ctx.norms = plan, norms
-        ctx.save_for_backward(x, out, residual if projection else None, *maps, *parameters)
+        ctx.save_for_backward(x, out, residual if projection else None, *maps, *filtered, *parameters)
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -199,7 +201,8 @@ class _Block(torch.autograd.Function):
         (x, out, projected, *maps), norms = ctx.saved_tensors, ctx.norms
         grad_out = _rows(grad_out.to(x.dtype))
         depth = len(ctx.plan.units) - ctx.plan.projected
-        units, projection = ctx.plan.of(maps[depth:], x.dtype)
+        filtered, parameters = maps[depth:depth + len(norms)], maps[depth + len(norms):]
+        units, projection = ctx.plan.of(parameters, x.dtype)
         bounds = units[-1].bounds
         sums = _sum(norms[depth - 1], grad_out, out, maps[depth - 1], bounds, projected, norms[-1].mean)
         of_projection = _Gradients(projection, norms[-1], sums[::2], projected) if projection else None
@@ -212,12 +215,14 @@ class _Block(torch.autograd.Function):
             for part in _chunks(source, y):
                 z = _normalise(source[part], norms[u - 1].affine, norms[u - 1].bounds) if u else x[part]
                 grad_z = None if grad_source is None else grad_source[part]
-                found.add(z, found.before(grad[part], activated if activated is None else activated[part], y[part]), grad_z)
+                grad_y = found.before(grad[part], activated if activated is None else activated[part], y[part])
+                found.add(z, filtered[u], part, grad_y, grad_z)
                 if u:
                     _sum(norms[u - 1], grad_z, None, source[part], norms[u - 1].bounds, sums=sums)
                 elif projection:
                     grad_of_x = grad_z if grad_z is None else torch.empty_like(grad_z)
-                    of_projection.add(z, of_projection.before(grad_out[part], out[part], projected[part]), grad_of_x)
+                    grad_y = of_projection.before(grad_out[part], out[part], projected[part])
+                    of_projection.add(z, filtered[-1], part, grad_y, grad_of_x)
                     grad_z if grad_z is None else grad_z.add_(grad_of_x)
                 elif ctx.plan.shortcut and grad_z is not None:
                     _run(x.dtype, 'igc_add_gradient', grad_z, grad_out[part], out[part], *bounds, *_size(grad_z))
@@ -225,7 +230,7 @@ class _Block(torch.autograd.Function):
             grad, activated = grad_source, None
         if projection:
             grads += of_projection.all()
-        grads = [grad if grad is None else grad.to(parameter.dtype) for grad, parameter in zip(grads, maps[depth:], strict=True)]
+        grads = [grad if grad is None else grad.to(parameter.dtype) for grad, parameter in zip(grads, parameters, strict=True)]
         return grad_x if grad_x is None else grad_x.permute(0, 3, 1, 2), None, *grads
 
 
@@ -238,8 +243,11 @@ class _Norm(NamedTuple):
     bounds: tuple[float, float]     # of the activation after it
 
 
-def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _Norm]:
-    """A unit's convolutions of a map, normalised and activated where there is a norm, and how the result is to be normalised."""
+def _convolve(source: Tensor, norm: _Norm | None, unit: Unit, filtered: Tensor | None) -> tuple[Tensor, _Norm]:
+    """A unit's convolutions of a map, normalised and activated where there is a norm, and how the result is to be normalised.
+
+    What the primary convolution gives to the secondary one is written to ``filtered``.
+    """
     N, H, W, _ = source.shape
     y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), len(unit.weight))
     (rows, _), moments = _size(y), torch.zeros(2, len(unit.weight), dtype=torch.float64)
@@ -247,8 +255,11 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _
         z = source[part] if norm is None else _normalise(source[part], norm.affine, norm.bounds)
         if unit.secondary is None:
             _primary('igc_primary', unit, z, y[part], z, unit.primary)
+        elif filtered is None:
+            _multiply(_windows(unit, z, y[part]), unit, y[part])
         else:
-            _multiply(_inputs(unit, z, y[part]), unit, y[part])
+            _primary('igc_primary', unit, z, filtered[part], z, unit.primary)
+            _multiply(filtered[part], unit, y[part])
         if unit.bn.training:
             _run(y.dtype, 'igc_moments', moments, part.start * rows // N, y[part], *_size(y[part]))
     mean, variance = _statistics(unit, moments, rows)
@@ -258,12 +269,8 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _
     return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training, unit.bounds)
 
 
-def _inputs(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
-    """What the matrices multiply: the primary convolution of z, or the windows that a regular one sees; y is the output."""
-    if unit.primary is not None:
-        p = _filtered(unit, y)
-        _primary('igc_primary', unit, z, p, z, unit.primary)
-        return p
+def _windows(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
+    """The windows of z that a regular convolution sees; y is the output."""
     if unit.kernel == unit.stride == 1:
         return z
     n, H, W, _ = y.shape
@@ -311,13 +318,13 @@ class _Gradients:
         _run(y.dtype, 'igc_norm_backward', grad_y, grad, out, y, norm.affine, norm.mean, self.factors, *norm.bounds, *_size(y))
         return grad_y
 
-    def add(self, z: Tensor, grad_y: Tensor, grad_z: Tensor | None) -> None:
-        """Add those of some images, of the unit's input z; write the input's own to ``grad_z``."""
+    def add(self, z: Tensor, filtered: Tensor | None, part: slice, grad_y: Tensor, grad_z: Tensor | None) -> None:
+        """Add those of a part of the images, of the unit's input z and what `_convolve` has filtered; write the input's to ``grad_z``."""
         unit, grad_p = self.unit, grad_y
         if unit.secondary is not None:
-            _add_products(_inputs(unit, z, grad_y), unit, grad_y, self.secondary)
-            if unit.primary is not None:
-                grad_p = _filtered(unit, grad_y)
+            _add_products(_windows(unit, z, grad_y) if filtered is None else filtered[part], unit, grad_y, self.secondary)
+            if filtered is not None:
+                grad_p = torch.empty_like(filtered[part])
                 _multiply(grad_y, unit, grad_p, back=True)
             elif grad_z is not None:    # not of a larger regular convolution: that is of images, whose own gradient nobody wants
                 _multiply(grad_y, unit, grad_z, back=True)
@@ -390,9 +397,12 @@ def _places(unit: Unit) -> Sequence[tuple[int, int]]:
     return unit.places or [(plane, plane) for plane in range(len(unit.secondary))]
 
 
-def _filtered(unit: Unit, y: Tensor) -> Tensor:
-    """Room for what the primary convolution makes on the way to y: (n, H, W, M * L)."""
-    return y.new_empty(*y.shape[:3], unit.primary.shape[0] * unit.primary.shape[4])
+def _filtered(unit: Unit, source: Tensor) -> Tensor | None:
+    """Room for what the primary convolution of a map gives to the secondary one, (N, H, W, M * L); None where there are not both."""
+    if unit.primary is None or unit.secondary is None:
+        return None
+    N, H, W, _ = source.shape
+    return source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), unit.primary.shape[0] * unit.primary.shape[4])
 
 
 def _planes(rows: Tensor, width: int) -> tuple[Tensor, ...]:

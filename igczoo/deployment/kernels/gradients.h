@@ -56,17 +56,25 @@ struct Pair {
     int32_t out, in;                                                // pixels of the output and of the input that meet under a tap
 };
 
-// Of a tile of the output's pixels, for each tap in turn, the pairs of pixels: as many images as make up a tile, or a part of one image.
+// Tiles of the output's pixels: as many images as make up a tile, or parts of one image.
 struct Tiles {
     static constexpr int64_t PIXELS = 64;
-    int64_t images, tiles, taps;
+    int64_t images, tiles;
+
+    Tiles(const Primary& p, int64_t most_images) {
+        const int64_t pixels = p.out_height * p.out_width;
+        images = std::min(ceil_div(PIXELS, pixels), most_images);
+        tiles = images > 1 ? 1 : ceil_div(pixels, PIXELS);
+    }
+};
+
+// Of a tile, for each tap in turn, the pairs of pixels.
+struct Pairs {
     std::unique_ptr<Pair[]> pairs;
     std::unique_ptr<int64_t[]> begins;                              // (tiles, taps), and the end
 
-    Tiles(const Primary& p, int64_t most_images) {
-        const int64_t pixels = p.out_height * p.out_width, k = p.kernel;
-        images = std::min(ceil_div(PIXELS, pixels), most_images);
-        tiles = images > 1 ? 1 : ceil_div(pixels, PIXELS), taps = k * k;
+    Pairs(const Primary& p, const Tiles& t) {
+        const int64_t pixels = p.out_height * p.out_width, k = p.kernel, taps = k * k, images = t.images, tiles = t.tiles;
         pairs.reset(new Pair[images * pixels * taps]);
         begins.reset(new int64_t[tiles * taps + 1]);
         int64_t count = 0;
@@ -138,11 +146,88 @@ __attribute__((noinline)) void sum_tile(
     });
 }
 
+// Rows of the output, of so many images.
+struct Part {
+    int64_t images, begin, end;
+};
+
+// sums[j][i][kx] += likewise over a part's pixels, of a kernel's row that is three pixels wide and moves by one: a gradient serves three
+// taps, and so does an input, which stays for its neighbours.
+template <int N, int vectors, int outs, int ins>
+__attribute__((always_inline)) inline void sum_window(
+    const Primary& p, int64_t planes, const Number* grad, const Number* in, Part part, int64_t ky, Real* sums) {
+    const int64_t L = p.channels, pixel = p.pixel(), out_pixel = planes * L, width = p.width, height = p.height;
+    Vector<N> sum[outs][ins][3][vectors] = {};
+    for (int64_t image = 0; image < part.images; ++image)
+        for (int64_t y = std::max(part.begin, 1 - ky); y < std::min(part.end, height + 1 - ky); ++y) {
+            const Number* g = grad + (image * height + y) * width * out_pixel;
+            const Number* x = in + (image * height + y + ky - 1) * width * pixel;
+            Vector<N> seen[ins][3][vectors] = {};                   // left of the pixel, its own, and right of it
+#pragma GCC unroll 2
+            for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; ++v) seen[i][1][v] = load<N>(x + i * L + v * N);
+            const auto add_pixel = [&](bool last) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+                    for (int v = 0; v < vectors; ++v) seen[i][2][v] = last ? Vector<N>{} : load<N>(x + pixel + i * L + v * N);
+#pragma GCC unroll 2
+                for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+                    for (int v = 0; v < vectors; ++v) {
+                        const Vector<N> gradient = load<N>(g + j * L + v * N);
+#pragma GCC unroll 2
+                        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 3
+                            for (int t = 0; t < 3; ++t) sum[j][i][t][v] += gradient * seen[i][t][v];
+                    }
+#pragma GCC unroll 2
+                for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+                    for (int v = 0; v < vectors; ++v) seen[i][0][v] = seen[i][1][v], seen[i][1][v] = seen[i][2][v];
+                g += out_pixel, x += pixel;
+            };
+            for (int64_t at = 1; at < width; ++at) add_pixel(false);
+            add_pixel(true);
+        }
+#pragma GCC unroll 2
+    for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 3
+            for (int t = 0; t < 3; ++t)
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; ++v) {
+                    Real* to = sums + j * p.plane_weight() + (i * 9 + ky * 3 + t) * L + v * N;
+                    store<N>(to, load<N>(to) + sum[j][i][t][v]);
+                }
+}
+
+// A part's share of the weight's gradient, added to sums (M, m, 3, 3, L).
+template <int outs, int ins>
+__attribute__((noinline)) void sum_part(
+    const Primary& p, int64_t planes, const Number* grad, const Number* in, Part part, Real* sums) {
+    const int64_t L = p.channels;
+    int64_t c = 0;
+    const auto at_channel = [&](auto lanes, auto vectors) __attribute__((always_inline)) {
+        for (int64_t ky = 0; ky < 3; ++ky) sum_window<lanes, vectors, outs, ins>(p, planes, grad + c, in + c, part, ky, sums + c);
+    };
+    over_lanes([&](auto lanes) __attribute__((always_inline)) {
+        if constexpr (outs * ins == 1)                              // too few sums to keep the multipliers busy
+            for (; c + 2 * lanes <= L; c += 2 * lanes) at_channel(lanes, std::integral_constant<int, 2>{});
+        for (; c + lanes <= L; c += lanes) at_channel(lanes, std::integral_constant<int, 1>{});
+    });
+}
+
 // Adds to grad_weight (M, m, k, k, L). What is summed in which order depends on shapes alone.
 void add_weight_gradient(const Primary& p, int64_t images, int64_t planes, const Number* grad, int64_t threads, Real* grad_weight) {
     constexpr int64_t PARTS = 16;
+    constexpr int INS = REGISTERS == 32 ? 2 : 1;                    // of a window, the planes whose sums the registers hold
     const int64_t L = p.channels, taps = p.kernel * p.kernel, rows = planes * p.in_planes * taps, out_image = p.out_height * p.out_width;
+    const bool window = p.kernel == 3 && p.stride == 1 && p.dilation == 1;
     const Tiles t(p, images);
+    const std::unique_ptr<const Pairs> pairs(window ? nullptr : new Pairs(p, t));
     const int64_t items = ceil_div(images, t.images) * t.tiles, parts = std::min(PARTS, items);
     Real* sums = scratch<Real>(parts * rows * L);
     parallel(threads, parts, [&](int64_t part) {
@@ -152,12 +237,16 @@ void add_weight_gradient(const Primary& p, int64_t images, int64_t planes, const
             const int64_t tile = item % t.tiles, image = item / t.tiles * t.images, here = std::min(t.images, images - image);
             const Number* g = grad + image * out_image * planes * L;
             const Number* x = p.in + image * p.height * p.width * p.pixel();
+            const Part of_rows = {here, tile * p.height / t.tiles, (tile + 1) * p.height / t.tiles};
+            const int64_t step = window ? INS : 2;
             for (int64_t j = 0; j < planes; j += 2)
-                for (int64_t i = 0; i < p.in_planes; i += 2)
+                for (int64_t i = 0; i < p.in_planes; i += step)
                     with_constant<2>(planes - j, [&](auto outs) {
-                        with_constant<2>(p.in_planes - i, [&](auto ins) {
-                            sum_tile<outs, ins>(p, planes, g + j * L, x + i * L, t.pairs.get(), t.begins.get() + tile * taps, here,
-                                                t.images, own + (j * p.in_planes + i) * taps * L);
+                        with_constant<2>(std::min(p.in_planes - i, step), [&](auto ins) {
+                            Real* to = own + (j * p.in_planes + i) * taps * L;
+                            if (window) sum_part<outs, ins>(p, planes, g + j * L, x + i * L, of_rows, to);
+                            else sum_tile<outs, ins>(p, planes, g + j * L, x + i * L, pairs->pairs.get(), pairs->begins.get() + tile * taps,
+                                                     here, t.images, to);
                         });
                     });
         }
