@@ -369,7 +369,7 @@ def _multiply(rows: Tensor, unit: Unit, out: Tensor, back: bool = False) -> None
     matrices = unit.secondary if back else unit.secondary.transpose(1, 2)
     P, inputs, outputs = matrices.shape
     if inputs == outputs <= NARROW and not unit.places:
-        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.to(_real(rows)).contiguous(), rows.numel() // (P * inputs), P, inputs)
+        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.contiguous(), rows.numel() // (P * inputs), P, inputs)
     sources, results, written = _planes(rows, inputs), _planes(out, outputs), set()
     for matrix, place in zip(matrices, _places(unit), strict=True):
         source, result = reversed(place) if back else place

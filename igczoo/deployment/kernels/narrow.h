@@ -2,16 +2,19 @@
 #pragma once
 #include <algorithm>
 
+#include "panel.h"
 #include "threads.h"
 
 namespace {
 
-constexpr int NARROW_VECTORS = 3, NARROW_ROWS = 4;                  // a block of sums: all registers but four of AVX2's
+constexpr int NARROW_VECTORS = 3, NARROW_ROWS = REGISTERS == 32 ? 8 : 4;     // a block of sums: most registers
 
 // Calls run(lanes, vectors, column) for blocks of columns, widest first.
 template <class Run>
 __attribute__((always_inline)) inline void over_blocks(int64_t columns, const Run& run) {
     int64_t c = 0;
+    if constexpr (LANES > 8)
+        if (columns == NARROW_VECTORS * 8) return run(std::integral_constant<int, 8>{}, std::integral_constant<int, NARROW_VECTORS>{}, c);
     over_lanes([&](auto lanes) __attribute__((always_inline)) {
         for (; c + NARROW_VECTORS * lanes <= columns; c += NARROW_VECTORS * lanes)
             run(lanes, std::integral_constant<int, NARROW_VECTORS>{}, c);
@@ -21,31 +24,38 @@ __attribute__((always_inline)) inline void over_blocks(int64_t columns, const Ru
 
 // Rows of a pixel's channels by columns of weight (L, L).
 template <int N, int vectors, int height>
-__attribute__((noinline)) void multiply_narrow_block(const Number* in, int64_t pixel, const Real* weight, int64_t L, Number* out) {
+__attribute__((noinline)) void multiply_narrow_block(const Number* in, int64_t pixel, const Number* weight, int64_t L, Number* out) {
     Vector<N> sum[height][vectors] = {};
     for (int64_t k = 0; k < L; ++k, weight += L) {
         Vector<N> w[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) w[v] = load<N>(weight + v * N);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int h = 0; h < height; ++h) {
             const Real x = load<1>(in + h * pixel + k)[0];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sum[h][v] += w[v] * x;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) store<N>(out + h * pixel + v * N, sum[h][v]);
 }
 
 // out (pixels, M, L) of in likewise, weight (M, L, L): [input][output].
-void multiply_narrow(const Number* in, const Real* weight, int64_t pixels, int64_t planes, int64_t L, int64_t threads, Number* out) {
+void multiply_narrow(const Number* in, const Number* weight, int64_t pixels, int64_t planes, int64_t L, int64_t threads, Number* out) {
     const int64_t pixel = planes * L, tiles = ceil_div(pixels, std::clamp<int64_t>(16384 / pixel, 4, 256));
     parallel(threads, tiles, [&](int64_t tile) {
         const int64_t begin = tile * pixels / tiles, end = (tile + 1) * pixels / tiles;
-        for (int64_t j = 0; j < planes; ++j)
+        for (int64_t j = 0; j < planes; ++j) {
+            if constexpr (!std::is_same_v<Number, double>)
+                if (L % FACTORS<Number> == 0) {
+                    const int64_t at = begin * pixel + j * L;
+                    multiply_blocks<false, Number>({in + at, pixel, 0, 1, L, weight + j * L * L, L, nullptr, nullptr, 0, out + at, pixel, false},
+                                                   nullptr, end - begin, L, scratch<Number>(packed_block(L)));
+                    continue;
+                }
             over_blocks(L, [&](auto lanes, auto vectors, int64_t c) __attribute__((always_inline)) {
                 for (int64_t row = begin, height; row < end; row += height) {
                     height = std::min<int64_t>(NARROW_ROWS, end - row);
@@ -55,6 +65,7 @@ void multiply_narrow(const Number* in, const Real* weight, int64_t pixels, int64
                     });
                 }
             });
+        }
     });
 }
 
@@ -66,14 +77,14 @@ __attribute__((noinline)) void sum_narrow_block(const Number* grad, const Number
         Vector<N> x[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) x[v] = load<N>(in + v * N);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int h = 0; h < height; ++h) {
             const Real g = load<1>(grad + h)[0];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sum[h][v] += x[v] * g;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) store<N>(sums + h * L + v * N, load<N>(sums + h * L + v * N) + sum[h][v]);

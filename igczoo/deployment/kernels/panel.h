@@ -70,7 +70,7 @@ __attribute__((noinline)) void multiply_panels(Product<T> p, const int32_t* plac
 // Numbers that multiply_blocks needs room for, to pack a weight of so many rows.
 constexpr int64_t packed_block(int64_t rows) { return ceil_div(rows, 2) * 2 * BLOCK; }
 
-// All columns of all pixels, few of them by shorter vectors. `places` of a row's numbers, an even number of them, where scattered.
+// All columns of all pixels, few of them by shorter vectors where they leave longer ones in part. `places` of a row's numbers, an even number of them, where scattered.
 template <bool scattered, class T>
 void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_t columns, T* copy) {
     const auto multiply_block = [&](auto lanes, auto vectors, int64_t block) {
@@ -85,12 +85,11 @@ void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_
     constexpr int SHORT = std::min(LANES, 8);
     for (int64_t block; columns > 0; columns -= block, p.skip_columns(block)) {
         block = std::min<int64_t>(columns, BLOCK);
-        if (block <= SHORT)
-            multiply_block(std::integral_constant<int, SHORT>{}, std::integral_constant<int, 1>{}, block);
-        else
-            with_constant<VECTORS>(ceil_div(block, LANES), [&](auto vectors) {
-                multiply_block(std::integral_constant<int, LANES>{}, vectors, block);
-            });
+        const bool by_short = block % LANES && block <= VECTORS * SHORT;
+        with_constant<VECTORS>(ceil_div(block, by_short ? SHORT : LANES), [&](auto vectors) {
+            if (by_short) multiply_block(std::integral_constant<int, SHORT>{}, vectors, block);
+            else multiply_block(std::integral_constant<int, LANES>{}, vectors, block);
+        });
     }
 }
 

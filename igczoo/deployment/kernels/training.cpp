@@ -40,7 +40,7 @@ void igc_primary_weight(Real* grad_weight, const Number* grad, const Number* in,
 }
 
 // out (pixels, M, L) = in likewise by weight (M, L, L): [input][output].
-void igc_multiply(Number* out, const Number* in, const Real* weight, int64_t pixels, int64_t planes, int64_t channels, int64_t threads) {
+void igc_multiply(Number* out, const Number* in, const Number* weight, int64_t pixels, int64_t planes, int64_t channels, int64_t threads) {
     multiply_narrow(in, weight, pixels, planes, channels, threads, out);
 }
 

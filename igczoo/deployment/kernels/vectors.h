@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -55,8 +58,18 @@ inline void store(Real* to, Vector<N> v) {
     std::memcpy(to, &v, sizeof v);
 }
 
+// To the nearest. Where the processor has an instruction for that, it takes numbers next to nothing, below 1.2e-38, for nothing.
 template <int N>
 inline void store(bfloat16* to, Vector<N> v) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    if constexpr (N == 16) {
+        const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
+        return (void)std::memcpy(to, &halves, sizeof halves);
+    } else if constexpr (N == 8) {
+        const __m128bh halves = _mm256_cvtneps_pbh((__m256)v);
+        return (void)std::memcpy(to, &halves, sizeof halves);
+    }
+#endif
     const Bits<N> bits = (Bits<N>)v, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     const Halves<N> halves = __builtin_convertvector(v == v ? nearest : bits >> 16 | 64, Halves<N>);   // NaN stays NaN
     std::memcpy(to, &halves, sizeof halves);
