@@ -162,6 +162,35 @@ __attribute__((always_inline)) inline void sum_window(
         for (int64_t y = std::max(part.begin, 1 - ky); y < std::min(part.end, height + 1 - ky); ++y) {
             const Number* g = grad + (image * height + y) * width * out_pixel;
             const Number* x = in + (image * height + y + ky - 1) * width * pixel;
+            if constexpr (BY_PAIRS<N>) {
+                for (int64_t at = 0; at < width; at += 2, g += 2 * out_pixel, x += 2 * pixel) {
+                    static constexpr Number zeros[N * vectors] = {};
+                    const bool two = at + 1 < width;
+                    Bits<N> seen[ins][3][vectors];                  // left of two pixels, their own, and right of them
+#pragma GCC unroll 2
+                    for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+                        for (int v = 0; v < vectors; ++v) {
+                            const Number* own = x + i * L + v * N;
+                            const Number *left = at > 0 ? own - pixel : zeros, *next = two ? own + pixel : zeros;
+                            seen[i][0][v] = pairs<N>(left, two ? own : zeros);
+                            seen[i][1][v] = pairs<N>(own, next);
+                            seen[i][2][v] = pairs<N>(next, at + 2 < width ? own + 2 * pixel : zeros);
+                        }
+#pragma GCC unroll 2
+                    for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+                        for (int v = 0; v < vectors; ++v) {
+                            const Number* own = g + j * L + v * N;
+                            const Bits<N> gradient = pairs<N>(own, two ? own + out_pixel : zeros);
+#pragma GCC unroll 2
+                            for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 3
+                                for (int t = 0; t < 3; ++t) sum[j][i][t][v] = add_products<N>(gradient, seen[i][t][v], sum[j][i][t][v]);
+                        }
+                }
+                continue;
+            }
             Vector<N> seen[ins][3][vectors] = {};                   // left of the pixel, its own, and right of it
 #pragma GCC unroll 2
             for (int i = 0; i < ins; ++i)

@@ -35,7 +35,7 @@ inline Taps taps_inside(const Primary& p, int64_t position, int64_t size) {
     return {first < 0 ? ceil_div(-first, p.dilation) : 0, std::min(p.kernel, (size - 1 - first) / p.dilation + 1)};
 }
 
-// Where the processor has products of pairs of bfloat16: the same channels of two planes side by side, and sums of their products.
+// Where the processor has products of pairs of bfloat16: the same channels of two planes or pixels side by side, and sums of their products.
 #if defined(__AVX512BF16__) && defined(__AVX512VL__) && defined(__AVX512BW__)
 template <int N>
 constexpr bool BY_PAIRS = std::is_same_v<Number, bfloat16> && (N == 16 || N == 8);
