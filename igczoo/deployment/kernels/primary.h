@@ -61,6 +61,10 @@ inline Vector<N> add_products(Bits<N> x, Bits<N> w, Vector<N> sum) {
 #else
 template <int N>
 constexpr bool BY_PAIRS = false;
+template <int N>
+Bits<N> pairs(const Number* first, const Number* second);
+template <int N>
+Vector<N> add_products(Bits<N> x, Bits<N> w, Vector<N> sum);
 #endif
 
 // N channels of `run` pixels in `planes` planes: a weight serves all these pixels, an input all these planes. With a `window`, a kernel
