@@ -178,15 +178,15 @@ class _Block(torch.autograd.Function):
         units, projection = plan.of(parameters, x.dtype)
         source, norm, maps, norms, filtered = x, None, [], [], []
         for unit in units:
-            filtered.append(_filtered(unit, source))
-            source, norm = _convolve(source, norm, unit, filtered[-1])
+            source, norm, between = _convolve(source, norm, unit)
             maps.append(source)
             norms.append(norm)
+            filtered.append(between)
         affine, residual, scale = norm.affine, x if plan.shortcut else None, None
         if projection:
-            filtered.append(_filtered(projection, x))
-            residual, norm = _convolve(x, None, projection, filtered[-1])
+            residual, norm, between = _convolve(x, None, projection)
             norms.append(norm)
+            filtered.append(between)
             scale = norm.affine[0]
             affine = torch.stack([affine[0], affine[1] + norm.affine[1]])
         out = _normalise(maps[-1], affine, units[-1].bounds, residual, scale)
@@ -198,10 +198,10 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad_out: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError('a block by kernels has no second derivatives (create_graph=True); compute it by the net as written')
-        (x, out, projected, *maps), norms = ctx.saved_tensors, ctx.norms
+        (x, out, projected, *saved), norms = ctx.saved_tensors, ctx.norms
         grad_out = _rows(grad_out.to(x.dtype))
         depth = len(ctx.plan.units) - ctx.plan.projected
-        filtered, parameters = maps[depth:depth + len(norms)], maps[depth + len(norms):]
+        maps, filtered, parameters = saved[:depth], saved[depth:depth + len(norms)], saved[depth + len(norms):]
         units, projection = ctx.plan.of(parameters, x.dtype)
         bounds = units[-1].bounds
         sums = _sum(norms[depth - 1], grad_out, out, maps[depth - 1], bounds, projected, norms[-1].mean)
@@ -243,13 +243,16 @@ class _Norm(NamedTuple):
     bounds: tuple[float, float]     # of the activation after it
 
 
-def _convolve(source: Tensor, norm: _Norm | None, unit: Unit, filtered: Tensor | None) -> tuple[Tensor, _Norm]:
+def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _Norm, Tensor | None]:
     """A unit's convolutions of a map, normalised and activated where there is a norm, and how the result is to be normalised.
 
-    What the primary convolution gives to the secondary one is written to ``filtered``.
+    The third is what the primary convolution gives to the secondary one, (N, H', W', M * L); None where there are not both.
     """
     N, H, W, _ = source.shape
     y = source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), len(unit.weight))
+    filtered = None
+    if unit.primary is not None and unit.secondary is not None:
+        filtered = y.new_empty(*y.shape[:3], unit.primary.shape[0] * unit.primary.shape[4])
     (rows, _), moments = _size(y), torch.zeros(2, len(unit.weight), dtype=torch.float64)
     for part in _chunks(source, y):
         z = source[part] if norm is None else _normalise(source[part], norm.affine, norm.bounds)
@@ -266,7 +269,7 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit, filtered: Tensor |
     inverse = (variance + unit.bn.eps).rsqrt()
     scale = unit.weight.double() * inverse
     affine = torch.stack([scale, unit.bias.double() - mean * scale])
-    return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training, unit.bounds)
+    return y, _Norm(affine.to(_real(y)), mean.to(_real(y)), inverse, unit.bn.training, unit.bounds), filtered
 
 
 def _windows(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
@@ -395,14 +398,6 @@ def _add_products(rows: Tensor, unit: Unit, grad: Tensor, grad_matrices: Tensor)
 
 def _places(unit: Unit) -> Sequence[tuple[int, int]]:
     return unit.places or [(plane, plane) for plane in range(len(unit.secondary))]
-
-
-def _filtered(unit: Unit, source: Tensor) -> Tensor | None:
-    """Room for what the primary convolution of a map gives to the secondary one, (N, H, W, M * L); None where there are not both."""
-    if unit.primary is None or unit.secondary is None:
-        return None
-    N, H, W, _ = source.shape
-    return source.new_empty(N, -(-H // unit.stride), -(-W // unit.stride), unit.primary.shape[0] * unit.primary.shape[4])
 
 
 def _planes(rows: Tensor, width: int) -> tuple[Tensor, ...]:

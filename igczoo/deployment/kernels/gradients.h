@@ -151,74 +151,88 @@ struct Part {
     int64_t images, begin, end;
 };
 
-// sums[j][i][kx] += likewise over a part's pixels, of a kernel's row that is three pixels wide and moves by one: a gradient serves three
-// taps, and so does an input, which stays for its neighbours.
+template <int N, int vectors, int outs, int ins>
+using Window = Vector<N>[outs][ins][3][vectors];                    // sums of a kernel's row that is three pixels wide and moves by one
+
+// Adds the products of a row of gradients and of the row of the input beside it: a gradient serves three taps, and so does an input, which
+// stays for its neighbours. `pixel` and `out_pixel` are numbers from one pixel to the next.
+template <int N, int vectors, int outs, int ins>
+__attribute__((always_inline)) inline void add_row(
+    const Number* g, int64_t out_pixel, const Number* x, int64_t pixel, int64_t L, int64_t width, Window<N, vectors, outs, ins>& sum) {
+    Vector<N> seen[ins][3][vectors] = {};                           // left of the pixel, its own, and right of it
+#pragma GCC unroll 2
+    for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) seen[i][1][v] = load<N>(x + i * L + v * N);
+    const auto add_pixel = [&](bool last) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) seen[i][2][v] = last ? Vector<N>{} : load<N>(x + pixel + i * L + v * N);
+#pragma GCC unroll 2
+        for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                const Vector<N> gradient = load<N>(g + j * L + v * N);
+#pragma GCC unroll 2
+                for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 3
+                    for (int t = 0; t < 3; ++t) sum[j][i][t][v] += gradient * seen[i][t][v];
+            }
+#pragma GCC unroll 2
+        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) seen[i][0][v] = seen[i][1][v], seen[i][1][v] = seen[i][2][v];
+        g += out_pixel, x += pixel;
+    };
+    for (int64_t at = 1; at < width; ++at) add_pixel(false);
+    add_pixel(true);
+}
+
+// The same by pairs of pixels, of which the last may lack one.
+template <int N, int vectors, int outs, int ins>
+__attribute__((always_inline)) inline void add_row_by_pairs(
+    const Number* g, int64_t out_pixel, const Number* x, int64_t pixel, int64_t L, int64_t width, Window<N, vectors, outs, ins>& sum) {
+    static constexpr Number zeros[N] = {};
+    for (int64_t at = 0; at < width; at += 2, g += 2 * out_pixel, x += 2 * pixel) {
+        const bool two = at + 1 < width;
+        Bits<N> seen[ins][3][vectors];                              // left of both pixels, their own, and right of them
+#pragma GCC unroll 2
+        for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                const Number* own = x + i * L + v * N;
+                const Number *left = at > 0 ? own - pixel : zeros, *next = two ? own + pixel : zeros;
+                seen[i][0][v] = pairs<N>(left, two ? own : zeros);
+                seen[i][1][v] = pairs<N>(own, next);
+                seen[i][2][v] = pairs<N>(next, at + 2 < width ? own + 2 * pixel : zeros);
+            }
+#pragma GCC unroll 2
+        for (int j = 0; j < outs; ++j)
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                const Number* own = g + j * L + v * N;
+                const Bits<N> gradient = pairs<N>(own, two ? own + out_pixel : zeros);
+#pragma GCC unroll 2
+                for (int i = 0; i < ins; ++i)
+#pragma GCC unroll 3
+                    for (int t = 0; t < 3; ++t) sum[j][i][t][v] = add_pairs<N>(gradient, seen[i][t][v], sum[j][i][t][v]);
+            }
+    }
+}
+
+// sums[j][i][ky][kx] += likewise over a part's pixels, for one row of a kernel.
 template <int N, int vectors, int outs, int ins>
 __attribute__((always_inline)) inline void sum_window(
     const Primary& p, int64_t planes, const Number* grad, const Number* in, Part part, int64_t ky, Real* sums) {
     const int64_t L = p.channels, pixel = p.pixel(), out_pixel = planes * L, width = p.width, height = p.height;
-    Vector<N> sum[outs][ins][3][vectors] = {};
+    Window<N, vectors, outs, ins> sum = {};
     for (int64_t image = 0; image < part.images; ++image)
         for (int64_t y = std::max(part.begin, 1 - ky); y < std::min(part.end, height + 1 - ky); ++y) {
             const Number* g = grad + (image * height + y) * width * out_pixel;
             const Number* x = in + (image * height + y + ky - 1) * width * pixel;
-            if constexpr (BY_PAIRS<N>) {
-                for (int64_t at = 0; at < width; at += 2, g += 2 * out_pixel, x += 2 * pixel) {
-                    static constexpr Number zeros[N * vectors] = {};
-                    const bool two = at + 1 < width;
-                    Bits<N> seen[ins][3][vectors];                  // left of two pixels, their own, and right of them
-#pragma GCC unroll 2
-                    for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 2
-                        for (int v = 0; v < vectors; ++v) {
-                            const Number* own = x + i * L + v * N;
-                            const Number *left = at > 0 ? own - pixel : zeros, *next = two ? own + pixel : zeros;
-                            seen[i][0][v] = pairs<N>(left, two ? own : zeros);
-                            seen[i][1][v] = pairs<N>(own, next);
-                            seen[i][2][v] = pairs<N>(next, at + 2 < width ? own + 2 * pixel : zeros);
-                        }
-#pragma GCC unroll 2
-                    for (int j = 0; j < outs; ++j)
-#pragma GCC unroll 2
-                        for (int v = 0; v < vectors; ++v) {
-                            const Number* own = g + j * L + v * N;
-                            const Bits<N> gradient = pairs<N>(own, two ? own + out_pixel : zeros);
-#pragma GCC unroll 2
-                            for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 3
-                                for (int t = 0; t < 3; ++t) sum[j][i][t][v] = add_products<N>(gradient, seen[i][t][v], sum[j][i][t][v]);
-                        }
-                }
-                continue;
-            }
-            Vector<N> seen[ins][3][vectors] = {};                   // left of the pixel, its own, and right of it
-#pragma GCC unroll 2
-            for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 2
-                for (int v = 0; v < vectors; ++v) seen[i][1][v] = load<N>(x + i * L + v * N);
-            const auto add_pixel = [&](bool last) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-                for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 2
-                    for (int v = 0; v < vectors; ++v) seen[i][2][v] = last ? Vector<N>{} : load<N>(x + pixel + i * L + v * N);
-#pragma GCC unroll 2
-                for (int j = 0; j < outs; ++j)
-#pragma GCC unroll 2
-                    for (int v = 0; v < vectors; ++v) {
-                        const Vector<N> gradient = load<N>(g + j * L + v * N);
-#pragma GCC unroll 2
-                        for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 3
-                            for (int t = 0; t < 3; ++t) sum[j][i][t][v] += gradient * seen[i][t][v];
-                    }
-#pragma GCC unroll 2
-                for (int i = 0; i < ins; ++i)
-#pragma GCC unroll 2
-                    for (int v = 0; v < vectors; ++v) seen[i][0][v] = seen[i][1][v], seen[i][1][v] = seen[i][2][v];
-                g += out_pixel, x += pixel;
-            };
-            for (int64_t at = 1; at < width; ++at) add_pixel(false);
-            add_pixel(true);
+            if constexpr (BY_PAIRS<N>) add_row_by_pairs<N, vectors, outs, ins>(g, out_pixel, x, pixel, L, width, sum);
+            else add_row<N, vectors, outs, ins>(g, out_pixel, x, pixel, L, width, sum);
         }
 #pragma GCC unroll 2
     for (int j = 0; j < outs; ++j)

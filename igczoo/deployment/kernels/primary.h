@@ -35,36 +35,13 @@ inline Taps taps_inside(const Primary& p, int64_t position, int64_t size) {
     return {first < 0 ? ceil_div(-first, p.dilation) : 0, std::min(p.kernel, (size - 1 - first) / p.dilation + 1)};
 }
 
-// Where the processor has products of pairs of bfloat16: the same channels of two planes or pixels side by side, and sums of their products.
-#if defined(__AVX512BF16__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+// Whether the processor has products of pairs of bfloat16, which halve the multiplications of two planes or of two pixels.
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
 template <int N>
 constexpr bool BY_PAIRS = std::is_same_v<Number, bfloat16> && (N == 16 || N == 8);
-
-template <int N>
-inline Bits<N> pairs(const Number* first, const Number* second) {
-    Bits<N> place;
-    for (int n = 0; n < N; ++n) place[n] = n | (n + 2 * N) << 16;
-    if constexpr (N == 16) {
-        const auto load = [](const Number* from) { return _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from)); };
-        return (Bits<N>)_mm512_permutex2var_epi16(load(first), (__m512i)place, load(second));
-    } else {
-        const auto load = [](const Number* from) { return _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)from)); };
-        return (Bits<N>)_mm256_permutex2var_epi16(load(first), (__m256i)place, load(second));
-    }
-}
-
-template <int N>
-inline Vector<N> add_products(Bits<N> x, Bits<N> w, Vector<N> sum) {
-    if constexpr (N == 16) return (Vector<N>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
-    else return (Vector<N>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)w);
-}
 #else
 template <int N>
 constexpr bool BY_PAIRS = false;
-template <int N>
-Bits<N> pairs(const Number* first, const Number* second);
-template <int N>
-Vector<N> add_products(Bits<N> x, Bits<N> w, Vector<N> sum);
 #endif
 
 // N channels of `run` pixels in `planes` planes: a weight serves all these pixels, an input all these planes. With a `window`, a kernel
@@ -101,7 +78,7 @@ __attribute__((always_inline)) inline void convolve_channels(
                     for (int t = 0; t < 3; ++t)
 #pragma GCC unroll 2
                         for (int j = 0; j < planes; ++j)
-                            if (column >= t && column - t < run) sum[j][column - t] = add_products<N>(values, taps[j][t], sum[j][column - t]);
+                            if (column >= t && column - t < run) sum[j][column - t] = add_pairs<N>(values, taps[j][t], sum[j][column - t]);
                 }
             }
     for (; i < p.in_planes; ++i)

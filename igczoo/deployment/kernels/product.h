@@ -3,11 +3,6 @@
 #include <algorithm>
 
 #include "vectors.h"
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-#include <immintrin.h>
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-#include <arm_neon.h>
-#endif
 
 namespace {
 
@@ -33,17 +28,7 @@ inline Vector<N> multiply_add(float x, Bits<N> w, Vector<N> sum) {
 
 template <int N>
 inline Vector<N> multiply_add(uint32_t x, Bits<N> w, Vector<N> sum) {
-    const Bits<N> pairs = Bits<N>{} + x;
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-    if constexpr (N == 16) return (Vector<N>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)w);
-    else if constexpr (N == 8) return (Vector<N>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)pairs, (__m256bh)w);
-    else return (Vector<N>)_mm_dpbf16_ps((__m128)sum, (__m128bh)pairs, (__m128bh)w);
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-    return (Vector<N>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)pairs, (bfloat16x8_t)w);
-#else
-    sum += (Vector<N>)(pairs << 16) * (Vector<N>)(w << 16);
-    return sum + (Vector<N>)(pairs & 0xffff0000) * (Vector<N>)(w & 0xffff0000);
-#endif
+    return add_pairs<N>(Bits<N>{} + x, w, sum);
 }
 
 // rows (pixels, pieces x length) by weight (pieces x length, columns): a pixel's row may lie in pieces, as the rows of its window do.

@@ -93,11 +93,7 @@ inline std::vector<int32_t> places_of(const Sparse& u) {
 // A unit, and perhaps one before it whose map is large: of that, the rows that a band needs are made in a buffer, a few of them twice.
 struct Joined {
     const Sparse *before, *unit;                                    // before may be null
-    std::vector<int32_t> places_before, places;
 
-    Joined(const Sparse* before, const Sparse* unit) : before(before), unit(unit), places(places_of(*unit)) {
-        if (before) places_before = places_of(*before);
-    }
     int64_t in_image() const { return (before ? before : unit)->in_image(); }
     int64_t out_image() const { return unit->out_image(); }
     bool keeps_shape() const { return in_image() == out_image(); }
@@ -115,6 +111,7 @@ struct Joined {
     // out = relu(last(... between(depthwise(x))) + bias + x?), of one unit after the other.
     void run(int64_t images, const Number* x, int64_t threads, Number* out) const {
         const int64_t bands = this->bands(images, threads), height = unit->map.out_height();
+        const std::vector<int32_t> places = places_of(*unit), places_before = before ? places_of(*before) : std::vector<int32_t>{};
         parallel(threads, images * bands, [&](int64_t item) {
             const int64_t band = item % bands, image = item / bands, begin = band * height / bands, end = (band + 1) * height / bands;
             const Number* in = x + image * in_image();
@@ -133,13 +130,13 @@ struct Joined {
 // Each unit alone, or after one whose map would go to memory and come back.
 inline std::vector<Joined> joined(const Sparse* units, int64_t num_units) {
     constexpr int64_t LARGE = 1 << 20;                              // numbers: more than a core's cache holds
-    std::vector<Joined> pairs;
+    std::vector<Joined> all;
     for (const Sparse *u = units, *end = units + num_units; u < end; ++u) {
         const bool joins = u + 1 < end && u->out_image() >= LARGE;
-        pairs.emplace_back(joins ? u : nullptr, u + joins);
+        all.push_back({joins ? u : nullptr, u + joins});
         u += joins;
     }
-    return pairs;
+    return all;
 }
 
 }  // namespace

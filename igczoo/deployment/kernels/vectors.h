@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -89,6 +91,42 @@ inline void store_some(T* to, Vector<N> v, int count) {
     T there[N];
     store<N>(there, v);
     std::memcpy(to, there, count * sizeof(T));
+}
+
+// Of bfloat16, numbers of two rows in pairs; and sum + x0 w0 + x1 w1 of pairs.
+template <int N>
+inline Bits<N> pairs(const bfloat16* first, const bfloat16* second) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (N == 16 || N == 8) {                              // in one instruction, which compilers do not find
+        Bits<N> place;
+        for (int n = 0; n < N; ++n) place[n] = n | (n + 2 * N) << 16;
+        if constexpr (N == 16) {
+            const auto load = [](const bfloat16* from) { return _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from)); };
+            return (Bits<N>)_mm512_permutex2var_epi16(load(first), (__m512i)place, load(second));
+        } else {
+            const auto load = [](const bfloat16* from) { return _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)from)); };
+            return (Bits<N>)_mm256_permutex2var_epi16(load(first), (__m256i)place, load(second));
+        }
+    }
+#endif
+    Halves<N> low, high;
+    std::memcpy(&low, first, sizeof low);
+    std::memcpy(&high, second, sizeof high);
+    return __builtin_convertvector(low, Bits<N>) | __builtin_convertvector(high, Bits<N>) << 16;
+}
+
+template <int N>
+inline Vector<N> add_pairs(Bits<N> x, Bits<N> w, Vector<N> sum) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    if constexpr (N == 16) return (Vector<N>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+    else if constexpr (N == 8) return (Vector<N>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)w);
+    else return (Vector<N>)_mm_dpbf16_ps((__m128)sum, (__m128bh)x, (__m128bh)w);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vector<N>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)w);
+#else
+    sum += (Vector<N>)(x << 16) * (Vector<N>)(w << 16);
+    return sum + (Vector<N>)(x & 0xffff0000) * (Vector<N>)(w & 0xffff0000);
+#endif
 }
 
 template <class V>
