@@ -186,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--data', required=True, help='as for evaluate, with a training split too')
     sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
     sub.add_argument('--epochs', type=_positive, help='other than the recipe says')
+    sub.add_argument('--teacher', metavar='MODEL', help='for recipes that have one: a checkpoint of the same classes, as for classify')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
     sub.add_argument('--as-written', action='store_true', help="by the net's own modules also where a faster form of them exists")
     sub.add_argument('--bf16', action='store_true', help='mixed precision')
@@ -445,6 +446,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from .inference.classifier import load
     from .training.forms import as_written, training_form
     from .training.recipes import find_recipe
     from .training.train import train
@@ -452,8 +454,12 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
     out = Path(arguments.out or Path('runs') / arguments.recipe)
+    if bool(recipe.teacher_windows) != bool(arguments.teacher):
+        arguments.wrong(f'{arguments.recipe} has a teacher; name one by --teacher' if recipe.teacher_windows else
+                        f'{arguments.recipe} has no teacher; leave out --teacher')
+    teacher = load(arguments.teacher) if arguments.teacher else None
     last = train(recipe, arguments.data, out, device=arguments.device, form=as_written if arguments.as_written else training_form,
-                 bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes)[-1]
+                 bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes, teacher=teacher)[-1]
     to_come = '' if last['epoch'] == recipe.epochs else '; give the command again to go on'
     print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} of {recipe.epochs} epochs{to_come}')
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,21 @@ from torch import Tensor
 
 from .recipes import Recipe
 
-__all__ = ['Augmentation']
+__all__ = ['Augmentation', 'Windows']
 
 MAX_ASPECT = 4 / 3      # of a resized window: width by height from its inverse to this, as torchvision's RandomResizedCrop
 DRAWS = 10              # of a resized window until one fits into the image, likewise
+
+
+class Windows(NamedTuple):
+    """Which windows of some images are taken, (*shape) of them."""
+    sides: Tensor       # (2, *shape): width and height, as shares of the image's
+    places: Tensor      # (2, *shape): their middles across and down, in an image from -1 to 1; of shifted ones, pixels down and right
+    mirrored: Tensor    # bool (*shape)
+
+    def at(self, index: Tensor | int) -> Windows:
+        """Some of them, by the first axis of their shape."""
+        return Windows(self.sides[:, index], self.places[:, index], self.mirrored[index])
 
 
 class Augmentation:
@@ -34,7 +47,24 @@ class Augmentation:
 
     def __call__(self, batch: Tensor, rank: int, size: int) -> Tensor:
         """Image numbers (processes, n) -> this process's normalised windows, float32 (n, 3, size, size), channels_last."""
-        return self._resized_windows(batch, rank, size) if self.min_area < 1 else self._shifted_windows(batch, rank, size)
+        return self.cut(batch[rank], self.draw(batch.shape).at(rank), size)
+
+    def draw(self, shape: Sequence[int]) -> Windows:
+        """Random windows, whose images are as many."""
+        if self.min_area < 1:
+            sides = _draw_sides(self.min_area, shape)
+            places = torch.empty(2, *shape).uniform_(-1, 1) * (1 - sides)
+        else:
+            sides, places = torch.ones(2, *shape), torch.stack([torch.randint(self.shifts, shape) for _ in range(2)])
+        return Windows(sides, places, self.mirror(shape))
+
+    def mirror(self, shape: Sequence[int]) -> Tensor:
+        """Which windows are mirrored, bool (*shape)."""
+        return (torch.randint(2, shape) * self.flip).bool()
+
+    def cut(self, numbers: Tensor, windows: Windows, size: int) -> Tensor:
+        """The windows (n,) of the images of these numbers (n,), as `__call__` gives them."""
+        return (self._resized_windows if self.min_area < 1 else self._shifted_windows)(numbers.to(self.mean.device), windows, size)
 
     def whole(self, images: Tensor, size: int) -> Tensor:
         """uint8 (n, 3, H, W) -> the whole images normalised, float32 (n, 3, size, size), channels_last.
@@ -43,20 +73,18 @@ class Augmentation:
         """
         return _resize(self._normalise(images), size)
 
-    def _shifted_windows(self, batch: Tensor, rank: int, size: int) -> Tensor:
-        down, right, mirrored = (torch.randint(high, batch.shape)[rank].to(self.mean.device) for high in (self.shifts, self.shifts, 2))
-        x = self._normalise(self.windows[batch[rank].to(self.mean.device), :, down, right])
-        return _resize(torch.where(mirrored.bool().view(-1, 1, 1, 1), x.flip(3), x) if self.flip else x, size)
+    def _shifted_windows(self, numbers: Tensor, windows: Windows, size: int) -> Tensor:
+        down, right, mirrored = (values.to(self.mean.device) for values in (*windows.places, windows.mirrored))
+        x = self._normalise(self.windows[numbers, :, down, right])
+        return _resize(torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x) if self.flip else x, size)
 
-    def _resized_windows(self, batch: Tensor, rank: int, size: int) -> Tensor:
-        sides = _draw_sides(self.min_area, batch.shape)                                     # (2, processes, n), of an image from -1 to 1
-        centres = torch.empty(2, *batch.shape).uniform_(-1, 1) * (1 - sides)
-        sides[0] *= 1 - 2 * torch.randint(2, batch.shape) * self.flip                       # a negative width mirrors
+    def _resized_windows(self, numbers: Tensor, windows: Windows, size: int) -> Tensor:
+        width, height = windows.sides
+        sides = torch.stack([torch.where(windows.mirrored, -width, width), height])         # a negative width mirrors
         pixels = (2 * torch.arange(size) + 1) / size - 1
-        across, down = (centres[:, rank, :, None] + sides[:, rank, :, None] * pixels).to(self.mean.device)      # (n, size) each
+        across, down = (windows.places[..., None] + sides[..., None] * pixels).to(self.mean.device)             # (n, size) each
         grid = torch.stack([across[:, None, :].expand(-1, size, -1), down[:, :, None].expand(-1, -1, size)], 3)     # (n, size, size, 2)
-        images = self._normalise(self.images[batch[rank].to(self.mean.device)])
-        x = F.grid_sample(images, grid, mode='bilinear', padding_mode='border', align_corners=False)
+        x = F.grid_sample(self._normalise(self.images[numbers]), grid, mode='bilinear', padding_mode='border', align_corners=False)
         return x.contiguous(memory_format=torch.channels_last)
 
     def _normalise(self, images: Tensor) -> Tensor:

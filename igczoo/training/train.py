@@ -35,6 +35,7 @@ from .forms import training_form
 from .images import open_split, stack_images
 from .memory import keep_freed_memory
 from .recipes import Recipe
+from .soft_labels import SoftLabels, digest, distillation
 
 __all__ = ['train', 'write_run']
 
@@ -49,6 +50,8 @@ def train(
         compile: bool = False,
         seed: int = 0,
         minutes: float | None = None,
+        start: nn.Module | None = None,
+        teacher: Classifier | None = None,
 ) -> list[dict[str, float]]:
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
@@ -69,24 +72,33 @@ def train(
         seed: of the initial weights, the order of images and their augmentation.
         minutes: end before the first epoch that would end later than this after the call, by the time the last one took; one epoch is
             trained in any case. A run that has not come to its end goes on by the next call.
+        start: a net of the recipe's architecture and classes to begin with, and to train; None: one with random weights.
+        teacher: of the same classes, for a recipe that has one; what it says is kept in ``out``, which all processes must see.
 
     Returns:
         The rows of log.csv.
 
     Raises:
-        ValueError: the data set has another number of classes than the model, or ``out`` holds a run of other settings.
+        ValueError: the data set has another number of classes than the model, ``out`` holds a run of other settings, or there is a teacher
+            too many, too few or of other classes.
     """
     began = time.perf_counter()
     keep_freed_memory()
+    if bool(recipe.teacher_windows) != (teacher is not None):
+        raise ValueError('the recipe has a teacher; name one' if recipe.teacher_windows else 'the recipe has no teacher; name none')
     device, rank, world = _join_processes(device)
     torch.manual_seed(seed)
-    net = timm.create_model(recipe.model, num_classes=recipe.num_classes).to(device, memory_format=torch.channels_last)
+    net = timm.create_model(recipe.model, num_classes=recipe.num_classes) if start is None else start
+    net = net.to(device, memory_format=torch.channels_last)
     train_set, eval_set = (open_split(data, train=split) for split in (True, False))
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
     if train_set.classes != eval_set.classes:
         raise ValueError(f'{data}: its training split has other classes than its evaluation split, or in another order: '
                          f'{_first_difference(train_set.classes, eval_set.classes)}; give splits of one data set')
+    if teacher and list(teacher.labels) != train_set.classes:
+        raise ValueError(f'{teacher.name}: the teacher has other classes than {data}, or in another order: '
+                         f'{_first_difference(teacher.labels, train_set.classes)}; name one of these classes')
     if len(train_set) < recipe.batch_size:
         raise ValueError(f'{data}: has {len(train_set)} training images, fewer than a batch of {recipe.batch_size}; give more, or a '
                          f'recipe of smaller batches')
@@ -100,8 +112,9 @@ def train(
     scheduler = CosineLRScheduler(optimizer, t_initial=recipe.epochs * updates_per_epoch, t_in_epochs=False,
                                   warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    settings = _settings(recipe, seed)
+    settings = _settings(recipe, seed, teacher)
     log = _resume(Path(out), settings, net, optimizer, device)
+    soft_labels = SoftLabels(teacher, recipe, images, Path(out), seed) if teacher else None
 
     forward = form(net, device)
     if compile:
@@ -109,16 +122,26 @@ def train(
     model = DistributedDataParallel(forward) if world > 1 else forward
 
     for epoch in range(len(log), recipe.epochs):
-        started, size = time.perf_counter(), recipe.size_at(epoch)
+        lesson = soft_labels.of(epoch, bf16) if soft_labels else None
+        started, sizes = time.perf_counter(), recipe.sizes_at(epoch)
         model.train()
         torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
         order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
         loss_sum = torch.zeros((), device=device)
         for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
             scheduler.step_update(epoch * updates_per_epoch + step)
-            x, y = augment(batch, rank, size), labels[batch[rank].to(device)]
+            numbers, size = batch[rank], sizes[torch.randint(len(sizes), ())] if len(sizes) > 1 else sizes[0]
+            if lesson is None:
+                x = augment(batch, rank, size)
+            else:
+                windows = lesson.windows.at(numbers)._replace(mirrored=augment.mirror(batch.shape)[rank])
+                x = augment.cut(numbers, windows, size)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = criterion(model(x), y)
+                logits = model(x)
+                loss = criterion(logits, labels[numbers.to(device)])
+            if lesson is not None:
+                taught = distillation(logits, lesson.logits[numbers].to(device), recipe.temperature)
+                loss = torch.lerp(loss, taught, recipe.teacher_share)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -126,7 +149,7 @@ def train(
         if not loss_sum.isfinite():
             raise RuntimeError(f'{out}: the loss of epoch {epoch + 1} is {loss_sum.item()}; train by a smaller learning rate. The '
                                f'checkpoint of epoch {epoch} is kept')
-        train_seconds = time.perf_counter() - started
+        train_seconds, size = time.perf_counter() - started, recipe.size_at(epoch)
         eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
         top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
         if world > 1:
@@ -197,10 +220,11 @@ def _join_processes(device: str | torch.device | None) -> tuple[torch.device, in
     return device, rank, world
 
 
-def _settings(recipe: Recipe, seed: int) -> dict[str, Any]:
+def _settings(recipe: Recipe, seed: int, teacher: Classifier | None) -> dict[str, Any]:
     """What a run is told by; without fields that keep their default, so that a run may go on when recipes have got another field."""
     fields = [field for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != field.default]
-    return dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
+    settings = dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
+    return settings | dict(teacher=f'{teacher.name} {digest(teacher.model)}') if teacher else settings
 
 
 def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[dict]:

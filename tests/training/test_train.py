@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import igczoo
 import igczoo.training.train
 from igczoo.training.forms import as_written, planar_by_torch, training_form
 from igczoo.training.images import open_split, stack_images
@@ -25,6 +26,7 @@ from igczoo.training.train import train
 RECIPE = Recipe(
     model='igc_resnet20_l24m2', input_size=16, mean=(120., 110., 100.), std=(60., 60., 60.), epochs=3, batch_size=8, lr=0.1,
     warmup_epochs=1, momentum=0.9, weight_decay=1e-3, label_smoothing=0.1, crop_padding=2, flip=True)
+TAUGHT = dataclasses.replace(RECIPE, crop_padding=0, min_area=0.4, teacher_windows=2, teacher_share=.5, temperature=2.)
 GROWING = dataclasses.replace(RECIPE, stored_size=8, growth=((0.3, 8), (0.6, 12)), crop_padding=0, min_area=0.4)
 
 
@@ -113,6 +115,54 @@ def test_what_follows_an_epoch_takes_time_by_its_pixels_and_the_end_another_epoc
     recipe = dataclasses.replace(RECIPE, epochs=4, growth=((.25, 8),), input_size=16)      # 8, 16, 16 and 16 pixels
     seconds = [igczoo.training.train._next_seconds(recipe, epoch, 10.) for epoch in range(4)]
     assert seconds == [40., 10., 20., 0.]
+
+
+def test_a_taught_run_resumes_exactly_and_its_teacher_matters(data, tmp_path):
+    run(data, tmp_path / 'teacher')
+    run(data, tmp_path / 'other', seed=1)
+    teacher, other = (igczoo.load(tmp_path / name) for name in ('teacher', 'other'))
+    whole = run(data, tmp_path / 'whole', TAUGHT, teacher=teacher)
+    train(TAUGHT, data, tmp_path / 'stopped', device='cpu', teacher=teacher, minutes=1e-9)
+    assert len(read_log(tmp_path / 'stopped')) == 1
+    with pytest.raises(ValueError, match='is a run of other settings'):
+        train(TAUGHT, data, tmp_path / 'stopped', device='cpu', teacher=other)
+    resumed = run(data, tmp_path / 'stopped', TAUGHT, teacher=teacher)
+    by_other = run(data, tmp_path / 'by_other', TAUGHT, teacher=other)
+    labels_only = run(data, tmp_path / 'labels', dataclasses.replace(TAUGHT, teacher_share=0.), teacher=teacher)
+    by_labels = run(data, tmp_path / 'labels2', dataclasses.replace(TAUGHT, teacher_share=0.), teacher=other)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert not torch.equal(by_other['stem.conv.weight'], whole['stem.conv.weight'])
+    assert torch.equal(by_labels['stem.conv.weight'], labels_only['stem.conv.weight'])
+
+
+def test_a_teacher_too_many_or_of_other_classes_is_refused(data, tmp_path):
+    run(data, tmp_path / 'teacher')
+    teacher = igczoo.load(tmp_path / 'teacher')
+    for recipe, given, message in ((TAUGHT, None, 'the recipe has a teacher; name one'), (RECIPE, teacher, 'the recipe has no teacher')):
+        with pytest.raises(ValueError, match=message):
+            train(recipe, data, tmp_path / 'out', device='cpu', teacher=given)
+    teacher.labels = (*teacher.labels[:-1], 'stranger')
+    with pytest.raises(ValueError, match=r"the teacher has other classes than .*: 'stranger' and 'class9'; name one of these classes"):
+        train(TAUGHT, data, tmp_path / 'out', device='cpu', teacher=teacher)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_batches_of_the_last_epochs_have_mixed_sizes(data, tmp_path, monkeypatch):
+    seen, cut = [], igczoo.training.train.Augmentation.__call__
+    monkeypatch.setattr(igczoo.training.train.Augmentation, '__call__', lambda *arguments: seen.append(arguments[3]) or cut(*arguments))
+    train(dataclasses.replace(GROWING, growth=((.3, 8),), mixed_sizes=(12, 16, 20)), data, tmp_path / 'out', device='cpu')
+    steps = 40 // GROWING.batch_size
+    assert seen[:steps] == [8] * steps and set(seen[steps:3 * steps]) == {12, 16, 20}
+    assert [row['size'] for row in read_log(tmp_path / 'out')] == ['8', '16', '16']
+
+
+def test_a_run_begins_with_the_net_it_is_given(data, tmp_path):
+    torch.manual_seed(9)
+    net = timm.create_model(RECIPE.model)
+    with torch.no_grad():
+        net.stem.bn.weight.fill_(7.)
+    state = run(data, tmp_path / 'out', dataclasses.replace(RECIPE, lr=1e-9), start=net)
+    torch.testing.assert_close(state['stem.bn.weight'], torch.full_like(state['stem.bn.weight'], 7.), rtol=1e-4, atol=0)
 
 
 def test_it_learns(data, tmp_path):

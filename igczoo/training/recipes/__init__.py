@@ -31,6 +31,15 @@ class Recipe:
     crop_padding: int                   # pixels of mean colour around the image, of which a random window is taken
     min_area: float = 1.                # smallest share of that area a window takes and is resized from; 1: the stored size, only shifted
     flip: bool                          # mirror half of the images
+    mixed_sizes: tuple[int, ...] = ()   # pixels, of which each batch draws one in epochs of input_size; (): input_size
+    teacher_windows: int = 0            # of each image, whose logits a teacher gives; epochs take them in turn; 0: there is no teacher
+    teacher_share: float = 0.           # of the loss, the rest is by labels
+    temperature: float = 1.             # of the teacher's logits and those it is learnt by
+
+    def sizes_at(self, epoch: int) -> tuple[int, ...]:
+        """Pixels, one of which each batch of an epoch, counted from 0, is shown at."""
+        size = self.size_at(epoch)
+        return self.mixed_sizes or (size,) if size == self.input_size else (size,)
 
     def size_at(self, epoch: int) -> int:
         """Pixels that an epoch, counted from 0, trains and is evaluated at."""
