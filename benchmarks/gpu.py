@@ -148,13 +148,13 @@ def run_training(arguments: argparse.Namespace, seconds: float) -> tuple[str, st
     recipe = find_recipe(arguments.recipe)
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     form = arguments.form or next(iter(FORMS))
-    outcome = train_for(recipe, data, folder, arguments.device, form, ended - time.monotonic() - GRACE, GRACE)
+    outcome = train_for(recipe, data, folder, arguments.device, form, ended - time.monotonic() - GRACE, GRACE, arguments.teacher)
     return f'{form}: {outcome}', pack(folder, arguments.out / 'run')
 
 
-def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds: float, grace: float) -> str:
+def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds: float, grace: float, teacher: str | None = None) -> str:
     """Train in a process of its own to the last whole epoch that fits; a process that takes longer is ended within its epoch."""
-    process = get_context('spawn').Process(target=_train, args=(recipe, data, folder, device, form, time.monotonic() + seconds))
+    process = get_context('spawn').Process(target=_train, args=(recipe, data, folder, device, form, time.monotonic() + seconds, teacher))
     process.start()
     process.join(max(seconds, 0) + grace)
     late = process.is_alive()
@@ -167,12 +167,14 @@ def train_for(recipe, data: Path, folder: Path, device: str, form: str, seconds:
     return f'{done}, stopped within one' if late else done + f', ended with {process.exitcode}' * bool(process.exitcode)
 
 
-def _train(recipe, data: Path, folder: Path, device: str, form: str, deadline: float) -> None:
+def _train(recipe, data: Path, folder: Path, device: str, form: str, deadline: float, teacher: str | None) -> None:
+    from igczoo.inference.classifier import load
     from igczoo.training import forms
     from igczoo.training.train import train
     name, compiled = FORMS[form]
     minutes = (deadline - time.monotonic()) / 60    # the start of this process has taken some
-    train(recipe, data, folder, device, getattr(forms, name), bf16=True, compile=compiled, minutes=minutes)
+    train(recipe, data, folder, device, getattr(forms, name), bf16=True, compile=compiled, minutes=minutes,
+          teacher=load(teacher) if teacher else None)
 
 
 def _log(folder: Path) -> list[dict[str, str]]:
@@ -205,7 +207,9 @@ def visit(arguments: argparse.Namespace) -> None:
     from igczoo.files import replacing
     from igczoo.training.recipes import find_recipe
     check_placement(arguments.device, torch.bfloat16)
-    find_recipe(arguments.recipe)
+    if arguments.data and bool(find_recipe(arguments.recipe).teacher_windows) != bool(arguments.teacher):
+        found = 'no teacher; leave out' if arguments.teacher else 'a teacher; name one by'
+        raise ValueError(f'{arguments.recipe}: has {found} --teacher')
     arguments.out.mkdir(parents=True, exist_ok=True)
     if any(arguments.out.iterdir()):
         raise ValueError(f'{arguments.out}: is not empty; name another folder for the report')
@@ -251,6 +255,7 @@ def main() -> None:
     parser.add_argument('--steps', type=float, default=2.5, metavar='MINUTES', help='of training, in every form (default: %(default)s)')
     parser.add_argument('--data', type=Path, help='what to train on: pieces, or a data set; without it nothing is trained')
     parser.add_argument('--recipe', default='tinyimagenet_igcnet18')
+    parser.add_argument('--teacher', metavar='MODEL', help='for recipes that have one, as for igczoo train')
     parser.add_argument('--epochs', type=int, help='other than the recipe says')
     parser.add_argument('--form', choices=FORMS, help='to train in (default: the fastest measured, else the first)')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[64, 256], help='of inference (default: 64 256)')

@@ -8,7 +8,6 @@ deployed form where the net is of this package.
 """
 import argparse
 import csv
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from statistics import median
 import torch
 
 import igczoo  # noqa: F401  registers the models
+from igczoo.checkpoints.model_card import between
 from igczoo.deployment.bench import PLAIN, Timing, bench, host
 from igczoo.files import replacing
 
@@ -95,7 +95,7 @@ def readme_table(rows: list[Row]) -> str:
 
 def with_table(text: str, rows: list[Row]) -> str:
     """A README's text with the table of these rows in its place."""
-    return re.sub(f'{BEGIN}.*?{END}', lambda _: f'{BEGIN}{readme_table(rows)}{END}', text, count=1, flags=re.DOTALL)
+    return between(text, BEGIN, END, readme_table(rows))
 
 
 def main() -> None:

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains at its end
         return 1
     except (ValueError, RuntimeError, OSError) as error:
-        print(f'igczoo {arguments.command}: {error}', file=sys.stderr)
+        of_a_file = isinstance(error, OSError) and error.filename and error.strerror
+        print(f'igczoo {arguments.command}: {f"{error.filename}: {error.strerror}" if of_a_file else error}', file=sys.stderr)
         return 1
 
 

@@ -31,6 +31,20 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
+def test_a_file_that_is_not_there_is_named_first(tmp_path, capsys):
+    missing = tmp_path / 'nothing.params'
+    status, _, err = run(capsys, 'convert', missing, '--model', 'igcnet18', '-o', tmp_path / 'out')
+    assert status == 1 and err == f'igczoo convert: {missing}: No such file or directory\n'
+
+
+def test_a_recipe_with_a_teacher_needs_one_and_others_take_none(tmp_path, capsys):
+    for arguments, message in ((('tinyimagenet_igcnet18_taught',), 'has a teacher; name one by --teacher'),
+                               (('cifar10_igcv3_025', '--teacher', CIFAR), 'has no teacher; leave out --teacher')):
+        with pytest.raises(SystemExit, match='2'):
+            run(capsys, 'train', *arguments, '--data', tmp_path)
+        assert message in capsys.readouterr().err
+
+
 def test_list(capsys):
     status, out, _ = run(capsys, 'list')
     assert status == 0 and all(name in out for name in cards())

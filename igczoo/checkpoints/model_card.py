@@ -21,7 +21,18 @@ from ..nets import igcnet, igcv2, igcv3
 from ..nets.families import VARIANTS, build, paper, printed, timm_cfg
 from .card import Accuracy, Card, Trained, cards, weights_folder
 
-__all__ = ['TABLE_MARKS', 'comparison', 'config_json', 'count_macs', 'count_params', 'model_card', 'models_table', 'net_of', 'with_table']
+__all__ = [
+    'TABLE_MARKS',
+    'between',
+    'comparison',
+    'config_json',
+    'count_macs',
+    'count_params',
+    'model_card',
+    'models_table',
+    'net_of',
+    'with_table',
+]
 
 TABLE_MARKS = '<!-- weights: written by python -m igczoo.checkpoints.model_card -->', '<!-- end of weights -->'
 TRAINING_DATA = {   # tag -> on the hub
@@ -90,15 +101,23 @@ def with_table(readme: str) -> str:
     its bare name means, and all checkpoints that were trained here.
 
     Raises:
-        ValueError: the text has not each mark once, in their order.
+        ValueError: as `between`.
     """
-    start, end = TABLE_MARKS
+    first = [next(iter(family.VARIANTS)) for family in GENERATIONS]
+    table = models_table({name: card for name, card in cards().items() if not card.origin or (card.default and card.model in first)}, first)
+    return between(readme, *TABLE_MARKS, f'\n{table}')
+
+
+def between(readme: str, start: str, end: str, text: str) -> str:
+    """The README's text with another one between two marks.
+
+    Raises:
+        ValueError: it has not each mark once, in their order.
+    """
     if readme.count(start) != 1 or readme.partition(start)[2].count(end) != 1:
         raise ValueError(f'the README must have the line {start!r} and after it {end!r}, once each')
     before, _, rest = readme.partition(start)
-    first = [next(iter(family.VARIANTS)) for family in GENERATIONS]
-    table = models_table({name: card for name, card in cards().items() if not card.origin or (card.default and card.model in first)}, first)
-    return f'{before}{start}\n{table}{end}{rest.partition(end)[2]}'
+    return f'{before}{start}{text}{end}{rest.partition(end)[2]}'
 
 
 def count_params(model: torch.nn.Module) -> int:

@@ -15,6 +15,7 @@ __all__ = ['Augmentation', 'Windows']
 
 MAX_ASPECT = 4 / 3      # of a resized window: width by height from its inverse to this, as torchvision's RandomResizedCrop
 DRAWS = 10              # of a resized window until one fits into the image, likewise
+SMOOTH = torch.tensor([[1., 1, 1], [1, 5, 1], [1, 1, 1]]) / 13      # Pillow's ImageFilter.SMOOTH
 
 
 class Windows(NamedTuple):
@@ -40,7 +41,7 @@ class Augmentation:
 
     def __init__(self, recipe: Recipe, images: Tensor):
         self.mean, self.std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
-        self.flip, self.min_area = recipe.flip, recipe.min_area
+        self.flip, self.min_area, self.sharpness = recipe.flip, recipe.min_area, recipe.sharpness
         self.shifts, side = 2 * recipe.crop_padding + 1, images.shape[-1]
         self.images = self._pad(images, recipe.crop_padding)
         self.windows = self.images.unfold(2, side, 1).unfold(3, side, 1)    # (n, 3, shifts, shifts, side, side), a view
@@ -65,6 +66,14 @@ class Augmentation:
     def cut(self, numbers: Tensor, windows: Windows, size: int) -> Tensor:
         """The windows (n,) of the images of these numbers (n,), as `__call__` gives them."""
         return (self._resized_windows if self.min_area < 1 else self._shifted_windows)(numbers.to(self.mean.device), windows, size)
+
+    def sharpen(self, x: Tensor, batch: Tensor, rank: int) -> Tensor:
+        """Windows (n, 3, size, size) blurred and sharpened, each by another factor, as Pillow's ImageEnhance.Sharpness does."""
+        if self.sharpness == 1:
+            return x
+        factors = torch.empty(batch.shape).uniform_(-1, 1).mul_(math.log(self.sharpness)).exp_()[rank].to(x.device)
+        smooth = F.conv2d(F.pad(x, (1, 1, 1, 1), mode='replicate'), SMOOTH.to(x).expand(3, 1, 3, 3), groups=3)
+        return torch.lerp(smooth, x, factors.view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
 
     def whole(self, images: Tensor, size: int) -> Tensor:
         """uint8 (n, 3, H, W) -> the whole images normalised, float32 (n, 3, size, size), channels_last.

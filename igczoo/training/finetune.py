@@ -520,6 +520,7 @@ class _Views:
     flip: bool = True
     crop_padding: int = 0
     min_area: float = MIN_AREA
+    sharpness: float = 1.
 
     @classmethod
     def of(cls, preprocess: Preprocess) -> _Views:

@@ -136,6 +136,7 @@ def train(
             else:
                 windows = lesson.windows.at(numbers)._replace(mirrored=augment.mirror(batch.shape)[rank])
                 x = augment.cut(numbers, windows, size)
+            x = augment.sharpen(x, batch, rank)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(x)
                 loss = criterion(logits, labels[numbers.to(device)])

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from timm.data import create_transform
 from torchvision.transforms import RandomResizedCrop
 
@@ -113,6 +113,25 @@ def test_padding_has_the_mean_colour_for_both_kinds_of_window():
 def test_images_without_padding_are_not_copied():
     images = random_images(2, 8)
     assert Augmentation(RESIZED, images).images.data_ptr() == images.data_ptr()
+
+
+def test_windows_are_sharpened_as_pillow_does_each_by_a_factor_of_its_own():
+    images = random_images(6, 16)
+    augment = Augmentation(dataclasses.replace(RESIZED, sharpness=4.), images)
+    batch, x = torch.arange(6).view(2, 3), augment.whole(images, 16)
+    shares = []
+    for rank in (0, 1):
+        torch.manual_seed(0)
+        shares.append(augment.sharpen(x[3 * rank:3 * rank + 3], batch, rank))
+    factors = []
+    for image, found in zip(images, torch.cat(shares), strict=True):
+        smooth = torch.from_numpy(np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.SMOOTH))).permute(2, 0, 1)
+        inner = (slice(None), slice(1, -1), slice(1, -1))       # Pillow leaves the border as it is
+        detail, ours = (values[inner].flatten() for values in (image - smooth.float(), found - smooth))
+        factors.append((ours @ detail / (detail @ detail)).item())
+        assert (ours - factors[-1] * detail).abs().max() < 4    # Pillow rounds
+    assert len({round(factor, 3) for factor in factors}) == 6 and .25 <= min(factors) < 1 < max(factors) <= 4
+    assert Augmentation(RESIZED, images).sharpen(x, batch, 0) is x
 
 
 @pytest.mark.parametrize(('side', 'size'), [(64, 64), (64, 96), (64, 128), (32, 20)])

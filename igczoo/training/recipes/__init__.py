@@ -31,6 +31,7 @@ class Recipe:
     crop_padding: int                   # pixels of mean colour around the image, of which a random window is taken
     min_area: float = 1.                # smallest share of that area a window takes and is resized from; 1: the stored size, only shifted
     flip: bool                          # mirror half of the images
+    sharpness: float = 1.               # windows are blurred and sharpened by a factor from its inverse to this; 1: they are not
     mixed_sizes: tuple[int, ...] = ()   # pixels, of which each batch draws one in epochs of input_size; (): input_size
     teacher_windows: int = 0            # of each image, whose logits a teacher gives; epochs take them in turn; 0: there is no teacher
     teacher_share: float = 0.           # of the loss, the rest is by labels

@@ -11,6 +11,7 @@ from .tinyimagenet_igcnet18 import RECIPE as UNTAUGHT
 RECIPE = replace(
     UNTAUGHT,
     growth=((0.62, 64),),
+    sharpness=4.,
     mixed_sizes=(64, 80, 96, 112),
     epochs=26,
     teacher_windows=6,
