@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -30,7 +31,7 @@ __all__ = ['BOUNDS', 'FusedNet', 'Unit', 'block', 'conv_norm_act', 'pixels', 'st
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
-NARROW = 64     # channels of a plane, up to which a kernel here multiplies faster than torch's libraries
+NARROW = 128    # channels of a plane; see `_is_narrow`
 CHUNK_BYTES = 32 * 1024 ** 2
 BOUNDS = {nn.ReLU: (0., math.inf), nn.ReLU6: (0., 6.), None: (-math.inf, math.inf)}     # of activations, and where there is none
 
@@ -91,7 +92,7 @@ def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
     k, stride = conv.kernel_size[0], conv.stride[0]
     hooked = any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
     with_kernels = act in BOUNDS and type(bn) is nn.BatchNorm2d and not (k > 1 and x.requires_grad)
-    if dtype is None or hooked or not with_kernels or pixels(x, stride) == 1:
+    if dtype is None or hooked or not with_kernels or pixels(x, stride) <= 1:
         return module(x)
     matrix = conv.weight.permute(0, 2, 3, 1).reshape(1, conv.out_channels, -1)
     return block(x, [Unit(None, matrix, bn.weight, bn.bias, bn, (1, -1), (0, 1), BOUNDS[act], kernel=k, stride=stride)], False, dtype)
@@ -370,12 +371,13 @@ def _primary(name: str, unit: Unit, z: Tensor, *tensors: Tensor) -> None:
 def _multiply(rows: Tensor, unit: Unit, out: Tensor, back: bool = False) -> None:
     """Write to ``out`` the rows' planes times the unit's matrices; back: from outputs to inputs, sums where a plane has several."""
     matrices = unit.secondary if back else unit.secondary.transpose(1, 2)
-    P, inputs, outputs = matrices.shape
-    if inputs == outputs <= NARROW and not unit.places:
-        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.contiguous(), rows.numel() // (P * inputs), P, inputs)
+    places = [place[::-1] for place in _places(unit)] if back else _places(unit)
+    _, inputs, outputs = matrices.shape
+    if _is_narrow(inputs, outputs):
+        shape = _shape_of_planes(matrices.shape, rows, out, places)
+        return _run(rows.dtype, 'igc_multiply', out, rows, matrices.contiguous(), rows.numel() // rows.shape[-1], shape)
     sources, results, written = _planes(rows, inputs), _planes(out, outputs), set()
-    for matrix, place in zip(matrices, _places(unit), strict=True):
-        source, result = reversed(place) if back else place
+    for matrix, (source, result) in zip(matrices, places, strict=True):
         if result in written:
             results[result].addmm_(sources[source], matrix)
         else:
@@ -386,14 +388,25 @@ def _multiply(rows: Tensor, unit: Unit, out: Tensor, back: bool = False) -> None
 def _add_products(rows: Tensor, unit: Unit, grad: Tensor, grad_matrices: Tensor) -> None:
     """Add the gradients of the matrices that ``rows`` are multiplied by."""
     P, outputs, inputs = grad_matrices.shape
-    if inputs == outputs <= NARROW and not unit.places:
-        return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // (P * inputs), P, inputs)
+    if _is_narrow(inputs, outputs):
+        shape = _shape_of_planes((P, inputs, outputs), rows, grad, _places(unit))
+        return _run(rows.dtype, 'igc_multiply_weight', grad_matrices, grad, rows, rows.numel() // rows.shape[-1], shape)
     sources, results = _planes(rows, inputs), _planes(grad, outputs)
     for matrix, (source, result) in zip(grad_matrices, _places(unit), strict=True):
         if matrix.dtype == rows.dtype:
             matrix.addmm_(results[result].t(), sources[source])
         else:
             matrix += results[result].t() @ sources[source]
+
+
+def _is_narrow(inputs: int, outputs: int) -> bool:
+    """Whether a kernel here multiplies by such matrices faster than torch's libraries."""
+    return min(inputs, outputs) <= NARROW and max(inputs, outputs) <= 2 * NARROW
+
+
+def _shape_of_planes(matrices: Sequence[int], rows: Tensor, out: Tensor, places: Sequence[tuple[int, int]]) -> ctypes.Array:
+    numbers = (*matrices, rows.shape[-1], out.shape[-1], *itertools.chain.from_iterable(places))
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def _places(unit: Unit) -> Sequence[tuple[int, int]]:

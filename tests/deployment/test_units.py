@@ -262,6 +262,13 @@ def test_there_must_be_units_and_channels_for_them(family):
         family.compute(x[:, :6], units)
 
 
+def test_a_map_without_channels_between_units_leaves_the_bias(compiled):
+    bias = torch.arange(6.)
+    units = [sparse.SparseUnit(torch.randn(3, 3, 4), torch.randn(0, 2, 2, 2), torch.randn(2, 2, 0), torch.zeros(0), 1, 1, False),
+             sparse.SparseUnit(torch.randn(3, 3, 0), torch.randn(0, 2, 0, 0), torch.randn(2, 0, 3), bias, 1, 1, False)]
+    assert torch.equal(sparse.sparse_units(torch.randn(1, 4, 5, 5), units), bias.view(1, 6, 1, 1).expand(1, 6, 5, 5))
+
+
 # As an operator of torch ----------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')     # opcheck itself reads it

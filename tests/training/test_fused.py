@@ -201,3 +201,45 @@ def test_without_a_compiler_all_is_computed_by_torch(monkeypatch):
     assert fused.why_not() == 'no C++ compiler found'
     block, x = make_block(6, 2), torch.randn(2, 12, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(run_planar(copy.deepcopy(block), x, 6), block(x), **EXACT)
+
+
+FOUR = ((0, 0), (0, 2), (1, 1), (1, 3))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(('pixels', 'inputs', 'outputs', 'places'), [
+    (700, 24, 24, ((0, 0), (1, 1))), (70, 3, 9, FOUR), (33, 9, 3, ((0, 0), (1, 1), (2, 2))), (1, 1, 1, ((0, 0),)), (2, 5, 130, FOUR),
+    (513, 72, 20, ((2, 1), (0, 0), (1, 1))), (300, 17, 40, ((0, 0),)), (65, 100, 100, ((1, 0), (0, 1)))], ids=str)
+def test_products_of_planes(pixels, inputs, outputs, places, dtype, monkeypatch):
+    monkeypatch.setattr(fused, 'NARROW', 1000)
+    generator = torch.Generator().manual_seed(0)
+    sources, results = (1 + max(place[side] for place in places) for side in (0, 1))
+    rows, grad, matrices = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in (
+        (1, pixels, 1, sources * inputs), (1, pixels, 1, results * outputs), (len(places), outputs, inputs)))
+    unit = fused.Unit(None, matrices, *[None] * 3, (), (), (), places)
+    x, g, w = (tensor.double() for tensor in (rows.view(pixels, sources, inputs), grad.view(pixels, results, outputs), matrices))
+    forward, back, of_matrices = torch.zeros_like(g), torch.zeros_like(x), torch.ones_like(w)
+    for matrix, gradient, (source, result) in zip(w, of_matrices, places, strict=True):
+        forward[:, result] += x[:, source] @ matrix.t()
+        back[:, source] += g[:, result] @ matrix
+        gradient += g[:, result].t() @ x[:, source]
+    found = torch.full_like(grad, 7.), torch.full_like(rows, 7.), torch.ones(matrices.shape, dtype=fused._real(rows))
+    fused._multiply(rows, unit, found[0])
+    fused._multiply(grad, unit, found[1], back=True)
+    fused._add_products(rows, unit, grad, found[2])
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]     # of bfloat16, also of a sum in between
+    for ours, theirs, scale in zip(found, (forward, back, of_matrices), (inputs, outputs, pixels), strict=True):
+        tolerance = (1e-5 if ours.dtype == torch.float32 else rounding) * (scale + 10) ** .5
+        torch.testing.assert_close(ours.double().view(theirs.shape), theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_products_of_a_plane_see_nothing_of_the_next(dtype):
+    rows, out = torch.ones(1, 6, 1, 2 * 5, dtype=dtype), torch.empty(1, 6, 1, 2 * 3, dtype=dtype)
+    rows[..., 5:] = float('nan')
+    unit = fused.Unit(None, torch.ones(2, 3, 5, dtype=dtype), *[None] * 3, (), (), ())
+    gradient = torch.zeros(2, 3, 5)
+    fused._multiply(rows, unit, out)
+    fused._add_products(rows, unit, torch.ones_like(out), gradient)
+    assert (out[..., :3] == 5).all() and out[..., 3:].isnan().all()
+    assert (gradient[0] == 6).all() and gradient[1].isnan().all()

@@ -23,6 +23,7 @@ SETTINGS = {
     'IGCV2': (IGCV2, SPARSE), 'IGCV2, dilation': (IGCV2, SPARSE | dict(output_stride=2)),
     'IGCV2, wide groups': (IGCV2, dict(stem_width=16, widths=(32, 256, 256), depths=(1, 1, 2), strides=(2, 1, 2, 1), groups=4)),
     'IGCV3': (IGCV3, dict(width=.25, strides=CIFAR_STRIDES)), 'IGCV3, dilation': (IGCV3, dict(width=.25, output_stride=8)),
+    'IGCV3, a long stride': (IGCV3, dict(width=.25, strides=(1, 1, 9, 1, 1, 1, 1, 1))),
 }
 FAMILIES = pytest.mark.parametrize('settings', ['IGCV2', 'IGCV3'])
 
@@ -77,6 +78,12 @@ def test_images_may_want_gradients_and_nets_be_cut_short(settings):
         form.forward_features(images).square().sum().backward()
         grads.append(images.grad)
     torch.testing.assert_close(grads[1], grads[0], **EXACT)
+
+
+@FAMILIES
+def test_no_images_give_no_logits(settings):
+    net, _ = make_pair(settings)
+    assert form_of(net.eval())(torch.empty(0, 3, 9, 9, dtype=torch.float64)).shape == (0, 5)
 
 
 @FAMILIES

@@ -44,7 +44,7 @@ struct Chain {
                 links.back().end = u + 1;
                 continue;
             }
-            const int64_t fitting = chunk_bytes / (u->out_image() * int64_t{sizeof(Number)});
+            const int64_t fitting = chunk_bytes / std::max<int64_t>(1, u->out_image() * int64_t{sizeof(Number)});
             const int64_t count = std::min(images, std::max<int64_t>(1, fitting));
             const int64_t input = u > units ? place(count * u->in_image()) : 0;
             links.push_back({u, u + 1, count, input});

@@ -1,6 +1,7 @@
 // The gradients of the primary convolution: of its input, and of its weight.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "primary.h"
 #include "threads.h"
@@ -34,7 +35,7 @@ struct Phase {
 void convolve_back(const Primary& p, int64_t images, int64_t planes, const Number* grad, int64_t threads, Number* grad_in) {
     const int64_t s = p.stride, radius = ceil_div(p.kernel / 2, s), size = planes * p.pixel() * (2 * radius + 1) * (2 * radius + 1);
     Number* weights = scratch<Number>(s * s * size);
-    int64_t taps[64];
+    std::vector<int64_t> taps(s * s);
     for (int64_t phase = 0; phase < s * s; ++phase) taps[phase] = Phase(p, planes, phase / s, phase % s, weights + phase * size).taps;
     parallel(threads, images * p.height, [&](int64_t item) {
         const int64_t y = item % p.height, image = item / p.height, begin = (image * p.out_height + y / s) * p.out_width;

@@ -33,18 +33,22 @@ __attribute__((always_inline)) inline void multiply_panel(const Product<T>& p, c
         for (int h = 0; h < height; ++h) sum[h][v] = bias;
     }
     const T *weight = p.weight, *rows = p.rows;
-    for (int64_t k = 0; k < p.length; k += FACTORS<T>, weight += p.step) {
+    const auto add = [&](const auto& factor_of) __attribute__((always_inline)) {
         Bits<N> w[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) std::memcpy(&w[v], weight + v * N * FACTORS<T>, sizeof w[v]);
 #pragma GCC unroll 12
         for (int h = 0; h < height; ++h) {
-            const T* row = rows + h * p.row;
-            const auto x = scattered ? factor(row, places + k) : factor(row + k);
+            const auto x = factor_of(rows + h * p.row);
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sum[h][v] = multiply_add<N>(x, w[v], sum[h][v]);
         }
-    }
+        weight += p.step;
+    };
+    for (int64_t k = 0; k < p.length / FACTORS<T> * FACTORS<T>; k += FACTORS<T>)
+        add([&](const T* row) { return scattered ? factor(row, places + k) : factor(row + k); });
+    if constexpr (FACTORS<T> > 1)
+        if (p.length % 2) add([&](const T* row) { return uint32_t{row[scattered ? places[p.length - 1] : p.length - 1].bits}; });
 #pragma GCC unroll 12
     for (int h = 0; h < height; ++h)
 #pragma GCC unroll 4
@@ -67,13 +71,27 @@ __attribute__((noinline)) void multiply_panels(Product<T> p, const int32_t* plac
     }
 }
 
+// Calls run(lanes, vectors, block) for blocks of columns, few of them by shorter vectors where they leave longer ones in part.
+template <class Run>
+void over_panels(int64_t columns, const Run& run) {
+    constexpr int SHORT = std::min(LANES, 8);
+    for (int64_t block; columns > 0; columns -= block) {
+        block = std::min<int64_t>(columns, BLOCK);
+        const bool by_short = block % LANES && block <= VECTORS * SHORT;
+        with_constant<VECTORS>(ceil_div(block, by_short ? SHORT : LANES), [&](auto vectors) {
+            if (by_short) run(std::integral_constant<int, SHORT>{}, vectors, block);
+            else run(std::integral_constant<int, LANES>{}, vectors, block);
+        });
+    }
+}
+
 // Numbers that multiply_blocks needs room for, to pack a weight of so many rows.
 constexpr int64_t packed_block(int64_t rows) { return ceil_div(rows, 2) * 2 * BLOCK; }
 
-// All columns of all pixels, few of them by shorter vectors where they leave longer ones in part. `places` of a row's numbers, an even number of them, where scattered.
+// All columns of all pixels. `places` of a row's numbers where scattered.
 template <bool scattered, class T>
 void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_t columns, T* copy) {
-    const auto multiply_block = [&](auto lanes, auto vectors, int64_t block) {
+    over_panels(columns, [&](auto lanes, auto vectors, int64_t block) {
         Product<T> q = p;
         if (FACTORS<T> > 1 || block % lanes) {
             pack_block(p.weight, p.step, p.length, block, vectors * lanes, copy);
@@ -81,16 +99,23 @@ void multiply_blocks(Product<T> p, const int32_t* places, int64_t pixels, int64_
             q.step = vectors * lanes * FACTORS<T>;
         }
         multiply_panels<lanes, vectors, scattered>(q, places, pixels, block - (vectors - 1) * lanes);
-    };
-    constexpr int SHORT = std::min(LANES, 8);
-    for (int64_t block; columns > 0; columns -= block, p.skip_columns(block)) {
-        block = std::min<int64_t>(columns, BLOCK);
-        const bool by_short = block % LANES && block <= VECTORS * SHORT;
-        with_constant<VECTORS>(ceil_div(block, by_short ? SHORT : LANES), [&](auto vectors) {
-            if (by_short) multiply_block(std::integral_constant<int, SHORT>{}, vectors, block);
-            else multiply_block(std::integral_constant<int, LANES>{}, vectors, block);
-        });
-    }
+        p.skip_columns(block);
+    });
+}
+
+// Numbers that a weight (rows, columns) takes where all its blocks are packed.
+template <class T>
+constexpr int64_t packed_panels(int64_t rows, int64_t columns) {
+    return ceil_div(rows, FACTORS<T>) * FACTORS<T> * ceil_div(columns, LANES) * LANES;
+}
+
+// All its blocks, one after another.
+template <class T>
+void pack_panels(const T* weight, int64_t rows, int64_t columns, T* copy) {
+    over_panels(columns, [&, step = columns](auto lanes, auto vectors, int64_t block) {
+        pack_block(weight, step, rows, block, vectors * lanes, copy);
+        weight += block, copy += ceil_div(rows, FACTORS<T>) * FACTORS<T> * vectors * lanes;
+    });
 }
 
 }  // namespace

@@ -14,6 +14,10 @@ Primary primary(const Number* in, const Number* weight, const int64_t* shape) {
             nullptr};
 }
 
+Planes planes(const int64_t* shape) {
+    return {shape[0], shape[1], shape[2], shape[3], shape[4], reinterpret_cast<const int64_t(*)[2]>(shape + 5)};
+}
+
 }  // namespace
 
 extern "C" {
@@ -39,15 +43,17 @@ void igc_primary_weight(Real* grad_weight, const Number* grad, const Number* in,
     add_weight_gradient(primary(in, nullptr, shape), shape[0], shape[4], grad, threads, grad_weight);
 }
 
-// out (pixels, M, L) = in likewise by weight (M, L, L): [input][output].
-void igc_multiply(Number* out, const Number* in, const Number* weight, int64_t pixels, int64_t planes, int64_t channels, int64_t threads) {
-    multiply_narrow(in, weight, pixels, planes, channels, threads, out);
+// `shape` is: matrices, inputs and outputs of each, numbers from one pixel to the next of the input and of the output, and then of each
+// matrix the plane it takes and the plane it gives to.
+
+// out (pixels, planes, outputs) = in (pixels, planes, inputs) by weight (matrices, inputs, outputs).
+void igc_multiply(Number* out, const Number* in, const Number* weight, int64_t pixels, const int64_t* shape, int64_t threads) {
+    multiply_planes(planes(shape), in, weight, pixels, threads, out);
 }
 
-// Adds to the gradient of a weight (M, L, L): [output][input].
-void igc_multiply_weight(Real* grad_weight, const Number* grad, const Number* in, int64_t pixels, int64_t planes, int64_t channels,
-                         int64_t threads) {
-    add_narrow_gradient(grad, in, pixels, planes, channels, threads, grad_weight);
+// Adds to the gradient of a weight (matrices, outputs, inputs).
+void igc_multiply_weight(Real* grad_weight, const Number* grad, const Number* in, int64_t pixels, const int64_t* shape, int64_t threads) {
+    add_gradient_of_planes(planes(shape), grad, in, pixels, threads, grad_weight);
 }
 
 // Joins to moments (2, C), the mean and the sum of squared deviations of `count` rows, those of the rows of `in`.

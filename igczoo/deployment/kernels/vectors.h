@@ -49,10 +49,15 @@ inline Vector<N> load(const Real* from) {
 }
 
 template <int N>
+inline Vector<N> widened(Halves<N> halves) {
+    return (Vector<N>)(__builtin_convertvector(halves, Bits<N>) << 16);
+}
+
+template <int N>
 inline Vector<N> load(const bfloat16* from) {
     Halves<N> halves;
     std::memcpy(&halves, from, sizeof halves);
-    return (Vector<N>)(__builtin_convertvector(halves, Bits<N>) << 16);
+    return widened<N>(halves);
 }
 
 template <int N>
@@ -62,24 +67,33 @@ inline void store(Real* to, Vector<N> v) {
 
 // To the nearest. Where the processor has an instruction for that, it takes numbers next to nothing, below 1.2e-38, for nothing.
 template <int N>
-inline void store(bfloat16* to, Vector<N> v) {
+inline Halves<N> rounded(Vector<N> v) {
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
-    if constexpr (N == 16) {
-        const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
-        return (void)std::memcpy(to, &halves, sizeof halves);
-    } else if constexpr (N == 8) {
-        const __m128bh halves = _mm256_cvtneps_pbh((__m256)v);
-        return (void)std::memcpy(to, &halves, sizeof halves);
-    }
+    if constexpr (N == 16) return (Halves<N>)_mm512_cvtneps_pbh((__m512)v);
+    else if constexpr (N == 8) return (Halves<N>)_mm256_cvtneps_pbh((__m256)v);
 #endif
     const Bits<N> bits = (Bits<N>)v, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const Halves<N> halves = __builtin_convertvector(v == v ? nearest : bits >> 16 | 64, Halves<N>);   // NaN stays NaN
+    return __builtin_convertvector(v == v ? nearest : bits >> 16 | 64, Halves<N>);     // NaN stays NaN
+}
+
+template <int N>
+inline void store(bfloat16* to, Vector<N> v) {
+    const Halves<N> halves = rounded<N>(v);
     std::memcpy(to, &halves, sizeof halves);
 }
 
+// Of a vector, the first `count`; the others are zero, or stay as they are in memory.
 template <int N, class T>
 inline Vector<N> load_some(const T* from, int count) {
     if (count == N) return load<N>(from);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (N == 16 && std::is_same_v<T, float>) return (Vector<N>)_mm512_maskz_loadu_ps((1 << count) - 1, from);
+    else if constexpr (N == 8 && std::is_same_v<T, float>) return (Vector<N>)_mm256_maskz_loadu_ps((1 << count) - 1, from);
+    else if constexpr (N == 16 && std::is_same_v<T, bfloat16>)
+        return widened<N>((Halves<N>)_mm256_maskz_loadu_epi16((1 << count) - 1, from));
+    else if constexpr (N == 8 && std::is_same_v<T, bfloat16>)
+        return widened<N>((Halves<N>)_mm_maskz_loadu_epi16((1 << count) - 1, from));
+#endif
     T there[N] = {};
     std::memcpy(there, from, count * sizeof(T));
     return load<N>(there);
@@ -88,6 +102,14 @@ inline Vector<N> load_some(const T* from, int count) {
 template <int N, class T>
 inline void store_some(T* to, Vector<N> v, int count) {
     if (count == N) return store<N>(to, v);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (N == 16 && std::is_same_v<T, float>) return _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)v);
+    else if constexpr (N == 8 && std::is_same_v<T, float>) return _mm256_mask_storeu_ps(to, (1 << count) - 1, (__m256)v);
+    else if constexpr (N == 16 && std::is_same_v<T, bfloat16>)
+        return _mm256_mask_storeu_epi16(to, (1 << count) - 1, (__m256i)rounded<N>(v));
+    else if constexpr (N == 8 && std::is_same_v<T, bfloat16>)
+        return _mm_mask_storeu_epi16(to, (1 << count) - 1, (__m128i)rounded<N>(v));
+#endif
     T there[N];
     store<N>(there, v);
     std::memcpy(to, there, count * sizeof(T));

@@ -9,6 +9,12 @@ Result: 82.90 % top-1 on the 10,000 test images.
 """
 from dataclasses import replace
 
-from . import cifar10_igcv2_14_c64
+from . import cifar10_igc_resnet20_l24m2
 
-RECIPE = replace(cifar10_igcv2_14_c64.RECIPE, model='igcv3_025_cifar')
+RECIPE = replace(
+    cifar10_igc_resnet20_l24m2.RECIPE,
+    model='igcv3_025_cifar',
+    growth=((.8, 16), (.93, 24)),
+    batch_size=256,
+    lr=0.4,
+)
