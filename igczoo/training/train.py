@@ -17,7 +17,7 @@ import torch.distributed as dist
 from timm.data import create_transform
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import Dataset
@@ -35,7 +35,7 @@ from .forms import training_form
 from .images import open_split, stack_images
 from .memory import keep_freed_memory
 from .recipes import Recipe
-from .soft_labels import SoftLabels, digest, distillation
+from .soft_labels import Lesson, SoftLabels, digest, distillation
 
 __all__ = ['train', 'write_run']
 
@@ -91,17 +91,7 @@ def train(
     net = timm.create_model(recipe.model, num_classes=recipe.num_classes) if start is None else start
     net = net.to(device, memory_format=torch.channels_last)
     train_set, eval_set = (open_split(data, train=split) for split in (True, False))
-    if len(train_set.classes) != net.num_classes:
-        raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
-    if train_set.classes != eval_set.classes:
-        raise ValueError(f'{data}: its training split has other classes than its evaluation split, or in another order: '
-                         f'{_first_difference(train_set.classes, eval_set.classes)}; give splits of one data set')
-    if teacher and list(teacher.labels) != train_set.classes:
-        raise ValueError(f'{teacher.name}: the teacher has other classes than {data}, or in another order: '
-                         f'{_first_difference(teacher.labels, train_set.classes)}; name one of these classes')
-    if len(train_set) < recipe.batch_size:
-        raise ValueError(f'{data}: has {len(train_set)} training images, fewer than a batch of {recipe.batch_size}; give more, or a '
-                         f'recipe of smaller batches')
+    _check(recipe, net, train_set, eval_set, teacher, data)
     stored_size = recipe.stored_size or recipe.input_size
     images, labels = (tensor.to(device) for tensor in stack_images(train_set, stored_size))
     eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, stored_size))
@@ -130,13 +120,8 @@ def train(
         loss_sum = torch.zeros((), device=device)
         for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
             scheduler.step_update(epoch * updates_per_epoch + step)
-            numbers, size = batch[rank], sizes[torch.randint(len(sizes), ())] if len(sizes) > 1 else sizes[0]
-            if lesson is None:
-                x = augment(batch, rank, size)
-            else:
-                windows = lesson.windows.at(numbers)._replace(mirrored=augment.mirror(batch.shape)[rank])
-                x = augment.cut(numbers, windows, size)
-            x = augment.sharpen(x, batch, rank)
+            numbers = batch[rank]
+            x = _windows(augment, batch, rank, lesson, sizes)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(x)
                 loss = criterion(logits, labels[numbers.to(device)])
@@ -174,6 +159,32 @@ def train(
     if world > 1:
         dist.destroy_process_group()
     return log
+
+
+def _check(recipe: Recipe, net: nn.Module, train_set: Dataset, eval_set: Dataset, teacher: Classifier | None, data: str | Path) -> None:
+    """Refuse sets that the net cannot learn from."""
+    if len(train_set.classes) != net.num_classes:
+        raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
+    if train_set.classes != eval_set.classes:
+        raise ValueError(f'{data}: its training split has other classes than its evaluation split, or in another order: '
+                         f'{_first_difference(train_set.classes, eval_set.classes)}; give splits of one data set')
+    if teacher and list(teacher.labels) != train_set.classes:
+        raise ValueError(f'{teacher.name}: the teacher has other classes than {data}, or in another order: '
+                         f'{_first_difference(teacher.labels, train_set.classes)}; name one of these classes')
+    if len(train_set) < recipe.batch_size:
+        raise ValueError(f'{data}: has {len(train_set)} training images, fewer than a batch of {recipe.batch_size}; give more, or a '
+                         f'recipe of smaller batches')
+
+
+def _windows(augment: Augmentation, batch: Tensor, rank: int, lesson: Lesson | None, sizes: tuple[int, ...]) -> Tensor:
+    """What a process sees of a batch (processes, n): windows drawn anew, or those of a lesson."""
+    size = sizes[torch.randint(len(sizes), ())] if len(sizes) > 1 else sizes[0]
+    if lesson is None:
+        x = augment(batch, rank, size)
+    else:
+        numbers = batch[rank]
+        x = augment.cut(numbers, lesson.windows.at(numbers)._replace(mirrored=augment.mirror(batch.shape)[rank]), size)
+    return augment.sharpen(x, batch, rank)
 
 
 def _next_seconds(recipe: Recipe, epoch: int, seconds: float) -> float:
