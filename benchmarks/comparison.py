@@ -1,4 +1,4 @@
-"""The paper's comparison on CIFAR-10, run: regular convolutions against interleaved groups of as many parameters, by one recipe.
+"""The paper's comparison on CIFAR-10, run: regular convolutions against interleaved groups of as many parameters or fewer, by one recipe.
 
     python benchmarks/comparison.py train DATA [--seeds 0 1] [--runs runs/comparison]
     python benchmarks/comparison.py
@@ -45,6 +45,8 @@ def train_all(data: str, seeds: list[int], runs: Path) -> None:
     for seed in seeds:
         for net in NETS:
             run = runs / f'{net}-{seed}'
+            if (LOGS / f'{run.name}.csv').exists():
+                continue
             train(replace(RECIPE, model=net), data, run, bf16=True, seed=seed)
             LOGS.mkdir(exist_ok=True)
             shutil.copyfile(run / 'log.csv', LOGS / f'{run.name}.csv')
@@ -84,8 +86,8 @@ def draw(found: list[Result]) -> None:
                 axes.plot([x] * len(result.top1), result.top1, color=colour, marker='o', markersize=4, linewidth=1)
                 axes.annotate(NETS[result.net], (x, statistics.mean(result.top1)), (6, 0), textcoords='offset points', fontsize=9,
                               va='center')
-            axes.set(xlabel=title, xlim=(0, None))
             axes.margins(x=.3)
+            axes.set(xlabel=title, xlim=(0, None))
         columns[0].set_ylabel('top-1 on CIFAR-10, %')
         figure.tight_layout()
         figure.savefig(FIGURE, metadata={'Date': None})
@@ -103,7 +105,7 @@ def main() -> None:
         train_all(arguments.data, arguments.seeds, arguments.runs)
     found = results()
     if not found:
-        return parser.error(f'{LOGS}: has no logs yet; train first')
+        parser.error(f'{LOGS}: has no logs yet; train first')
     print(table(found))
     draw(found)
 

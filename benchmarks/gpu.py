@@ -183,13 +183,13 @@ def _log(folder: Path) -> list[dict[str, str]]:
 
 
 def pack(folder: Path, out: Path) -> str:
-    """The run in pieces, and its log."""
-    rows = _log(folder)
+    """The run in pieces, without what its teacher has said, and its log."""
+    rows, said = _log(folder), {file.name for file in folder.glob('teacher-*.npy')}
     if not rows:
         return 'No epoch is whole; there is nothing to bring home.\n'
-    is_large = sum(file.stat().st_size for file in folder.iterdir()) > RUN_MIB << 20
+    is_large = sum(file.stat().st_size for file in folder.iterdir() if file.name not in said) > RUN_MIB << 20
     stays = ('checkpoint.pt',) if is_large and (folder / 'card.json').exists() else ()
-    count = split(folder, out, 16, stays)
+    count = split(folder, out, 16, (*stays, *said))
     lines = [tuple(rows[0]), ('---:',) * len(rows[0]), *(tuple(row.values()) for row in rows)]
     return (f'{count} pieces{", without " + stays[0] + ", for which there is no room" if stays else ""}; at home '
             f'`python benchmarks/gpu.py --join {out.name} runs/{folder.name}`\n\n{_table(lines)}')
@@ -205,11 +205,11 @@ def visit(arguments: argparse.Namespace) -> None:
 
     from igczoo.deployment.placement import check_placement
     from igczoo.files import replacing
-    from igczoo.training.recipes import find_recipe
+    from igczoo.training.recipes import find_recipe, teacher_fault
     check_placement(arguments.device, torch.bfloat16)
-    if arguments.data and bool(find_recipe(arguments.recipe).teacher_windows) != bool(arguments.teacher):
-        found = 'no teacher; leave out' if arguments.teacher else 'a teacher; name one by'
-        raise ValueError(f'{arguments.recipe}: has {found} --teacher')
+    recipe = find_recipe(arguments.recipe)
+    if arguments.data and (fault := teacher_fault(recipe, arguments.teacher is not None)):
+        raise ValueError(f'{arguments.recipe}: {fault}')
     arguments.out.mkdir(parents=True, exist_ok=True)
     if any(arguments.out.iterdir()):
         raise ValueError(f'{arguments.out}: is not empty; name another folder for the report')

@@ -49,7 +49,7 @@ def pretrained() -> nn.Module:
 
 
 class FusedLite(nn.Module):
-    """Computes the net by the kernels that IGC nets train by, twice to three times as fast as torch's operators; see fused.py.
+    """Computes the net by the kernels that IGC nets train by, where there are some; see fused.py.
 
     Args:
         net: timm's EfficientNet-Lite, for images whose sides stay even down to the last stride.
@@ -61,6 +61,8 @@ class FusedLite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         net, dtype = self.net, fused.storage(x)
+        if dtype is None:
+            return net(x)
         x = net.bn1(net.conv_stem(x))
         for stage in net.blocks:
             for unit in stage:
@@ -96,7 +98,8 @@ def main() -> None:
     parser.add_argument('data', help='Tiny-ImageNet-200, as for igczoo train')
     parser.add_argument('out', help='folder to make')
     arguments = parser.parse_args()
-    train(RECIPE, arguments.data, arguments.out, form=FusedLite, bf16=True, start=pretrained())
+    train(RECIPE, arguments.data, arguments.out, form=FusedLite, bf16=True, start=pretrained(),
+          base='the ImageNet-1k weights of EfficientNet-Lite0')
 
 
 if __name__ == '__main__':

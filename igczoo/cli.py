@@ -46,9 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains at its end
         return 1
     except (ValueError, RuntimeError, OSError) as error:
-        of_a_file = isinstance(error, OSError) and error.filename and error.strerror
-        print(f'igczoo {arguments.command}: {f"{error.filename}: {error.strerror}" if of_a_file else error}', file=sys.stderr)
+        print(f'igczoo {arguments.command}: {_message(error)}', file=sys.stderr)
         return 1
+
+
+def _message(error: Exception) -> str:
+    """The error's, of a file after its name; of two files, that of the one written to."""
+    name = isinstance(error, OSError) and error.strerror and (error.filename2 or error.filename)
+    return f'{name}: {error.strerror}' if name else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -449,15 +454,14 @@ def _finetune(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from .inference.classifier import load
     from .training.forms import as_written, training_form
-    from .training.recipes import find_recipe
+    from .training.recipes import find_recipe, teacher_fault
     from .training.train import train
     recipe = find_recipe(arguments.recipe)
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
     out = Path(arguments.out or Path('runs') / arguments.recipe)
-    if bool(recipe.teacher_windows) != bool(arguments.teacher):
-        arguments.wrong(f'{arguments.recipe} has a teacher; name one by --teacher' if recipe.teacher_windows else
-                        f'{arguments.recipe} has no teacher; leave out --teacher')
+    if fault := teacher_fault(recipe, arguments.teacher is not None):
+        arguments.wrong(f'{arguments.recipe}: {fault}')
     teacher = load(arguments.teacher) if arguments.teacher else None
     last = train(recipe, arguments.data, out, device=arguments.device, form=as_written if arguments.as_written else training_form,
                  bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes, teacher=teacher)[-1]

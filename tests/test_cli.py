@@ -37,9 +37,18 @@ def test_a_file_that_is_not_there_is_named_first(tmp_path, capsys):
     assert status == 1 and err == f'igczoo convert: {missing}: No such file or directory\n'
 
 
+def test_of_two_files_the_one_written_to_is_named(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError(28, 'No space left on device', str(tmp_path / '.beside.part'), None, str(tmp_path / 'wanted'))
+
+    monkeypatch.setattr('igczoo.checkpoints.convert.convert_folder', fail)
+    assert run(capsys, 'convert', 'a.params', '--model', 'igcnet18', '-o', 'out')[2] == (
+        f'igczoo convert: {tmp_path / "wanted"}: No space left on device\n')
+
+
 def test_a_recipe_with_a_teacher_needs_one_and_others_take_none(tmp_path, capsys):
-    for arguments, message in ((('tinyimagenet_igcnet18_taught',), 'has a teacher; name one by --teacher'),
-                               (('cifar10_igcv3_025', '--teacher', CIFAR), 'has no teacher; leave out --teacher')):
+    for arguments, message in ((('tinyimagenet_igcnet18_taught',), 'the recipe has a teacher; name one (--teacher)'),
+                               (('cifar10_igcv3_025', '--teacher', CIFAR), 'the recipe has no teacher; leave it out')):
         with pytest.raises(SystemExit, match='2'):
             run(capsys, 'train', *arguments, '--data', tmp_path)
         assert message in capsys.readouterr().err

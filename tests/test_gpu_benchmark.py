@@ -124,6 +124,13 @@ def test_a_visit_trains_to_the_last_whole_epoch_and_the_next_goes_on(scripts, tm
     assert not (tmp_path / 'home1' / 'card.json').exists() and 'on noise' in (tmp_path / 'home2' / 'card.json').read_text()
     assert {path.name for path in out.rglob('*') if path.is_file()} == {'report.md', 'SHA256SUMS', 'tiny.tar.00'}
 
+    said = tmp_path / 'work' / 'tiny' / 'teacher-0123.npy'
+    said.write_bytes(bytes(1 << 20))
+    scripts.gpu.pack(said.parent, tmp_path / 'taught')
+    scripts.pieces.join(tmp_path / 'taught', tmp_path / 'home4')
+    assert content(tmp_path / 'home4') == content(tmp_path / 'home2')
+    said.unlink()
+
     monkeypatch.setattr(scripts.gpu, 'RUN_MIB', 0)
     assert 'without checkpoint.pt, for which there is no room' in scripts.gpu.pack(tmp_path / 'work' / 'tiny', tmp_path / 'small')
     scripts.pieces.join(tmp_path / 'small', tmp_path / 'home3')

@@ -68,7 +68,8 @@ class Augmentation:
         return (self._resized_windows if self.min_area < 1 else self._shifted_windows)(numbers.to(self.mean.device), windows, size)
 
     def sharpen(self, x: Tensor, batch: Tensor, rank: int) -> Tensor:
-        """Windows (n, 3, size, size) blurred and sharpened, each by another factor, as Pillow's ImageEnhance.Sharpness does."""
+        """Windows (n, 3, size, size) blurred and sharpened, each by another factor: Pillow's ImageEnhance.Sharpness, but
+        at the border too, and values are not cut off."""
         if self.sharpness == 1:
             return x
         factors = torch.empty(batch.shape).uniform_(-1, 1).mul_(math.log(self.sharpness)).exp_()[rank].to(x.device)

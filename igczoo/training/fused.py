@@ -280,7 +280,7 @@ def _windows(unit: Unit, z: Tensor, y: Tensor) -> Tensor:
     n, H, W, _ = y.shape
     z = F.pad(z, (0, 0, *[unit.kernel // 2] * 4))
     (image, row, pixel, _), s, k, width = z.stride(), unit.stride, unit.kernel, unit.kernel * z.shape[3]
-    return z.as_strided((n, H, W, k, width), (image, s * row, s * pixel, row, 1)).reshape(n, H, W, k * width)
+    return z.as_strided((n, H, W, k, width), (image, s * row, s * pixel, row, 1)).reshape(n, H, W, k * width).contiguous()
 
 
 def _statistics(unit: Unit, moments: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from .evaluate import count_correct, evaluate_set
 from .forms import training_form
 from .images import open_split, stack_images
 from .memory import keep_freed_memory
-from .recipes import Recipe
+from .recipes import Recipe, teacher_fault
 from .soft_labels import Lesson, SoftLabels, digest, distillation
 
 __all__ = ['train', 'write_run']
@@ -51,13 +51,15 @@ def train(
         seed: int = 0,
         minutes: float | None = None,
         start: nn.Module | None = None,
+        base: str = 'random weights',
         teacher: Classifier | None = None,
 ) -> list[dict[str, float]]:
     """Train a recipe's model from the start, or from the last whole epoch in ``out``.
 
     Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and becomes, at the
     end, a checkpoint folder that `igczoo.load` takes: the weights of the last epoch, whatever the evaluation split says, with BatchNorm
-    statistics measured anew over all training images, augmented as in training. An epoch is evaluated at the size it trains at. A run in
+    statistics measured anew over all training images, in windows as in training, of input_size. An epoch is evaluated at the recipe's size
+    for it. A run in
     ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine
     of the longer run is by then, and so for the size.
 
@@ -73,6 +75,7 @@ def train(
         minutes: end before the first epoch that would end later than this after the call, by the time the last one took; one epoch is
             trained in any case. A run that has not come to its end goes on by the next call.
         start: a net of the recipe's architecture and classes to begin with, and to train; None: one with random weights.
+        base: what the card says the run began with.
         teacher: of the same classes, for a recipe that has one; what it says is kept in ``out``, which all processes must see.
 
     Returns:
@@ -84,8 +87,8 @@ def train(
     """
     began = time.perf_counter()
     keep_freed_memory()
-    if bool(recipe.teacher_windows) != (teacher is not None):
-        raise ValueError('the recipe has a teacher; name one' if recipe.teacher_windows else 'the recipe has no teacher; name none')
+    if fault := teacher_fault(recipe, teacher is not None):
+        raise ValueError(fault)
     device, rank, world = _join_processes(device)
     torch.manual_seed(seed)
     net = timm.create_model(recipe.model, num_classes=recipe.num_classes) if start is None else start
@@ -102,9 +105,9 @@ def train(
     scheduler = CosineLRScheduler(optimizer, t_initial=recipe.epochs * updates_per_epoch, t_in_epochs=False,
                                   warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    settings = _settings(recipe, seed, teacher)
+    soft_labels = SoftLabels(teacher, recipe, images, Path(out), seed, bf16) if teacher else None
+    settings = _settings(recipe, seed, start, soft_labels)
     log = _resume(Path(out), settings, net, optimizer, device)
-    soft_labels = SoftLabels(teacher, recipe, images, Path(out), seed) if teacher else None
 
     forward = form(net, device)
     if compile:
@@ -112,7 +115,8 @@ def train(
     model = DistributedDataParallel(forward) if world > 1 else forward
 
     for epoch in range(len(log), recipe.epochs):
-        lesson = soft_labels.of(epoch, bf16) if soft_labels else None
+        asked = time.perf_counter()
+        lesson = soft_labels.of(epoch) if soft_labels else None
         started, sizes = time.perf_counter(), recipe.sizes_at(epoch)
         model.train()
         torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
@@ -120,8 +124,7 @@ def train(
         loss_sum = torch.zeros((), device=device)
         for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
             scheduler.step_update(epoch * updates_per_epoch + step)
-            numbers = batch[rank]
-            x = _windows(augment, batch, rank, lesson, sizes)
+            numbers, x = batch[rank], _windows(augment, batch, rank, lesson, sizes)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 logits = model(x)
                 loss = criterion(logits, labels[numbers.to(device)])
@@ -148,14 +151,14 @@ def train(
         if rank == 0:
             _save(Path(out), settings, net, optimizer, log)
         now = time.perf_counter()
-        if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - started), 60 * minutes, device):
+        if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - asked), 60 * minutes, device):
             break
     if rank == 0 and len(log) == recipe.epochs:
         torch.manual_seed(seed)
         batches = torch.randperm(len(images)).split(recipe.batch_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
-        _write(Path(out), recipe, net, eval_set, str(data), seed)
+        _write(Path(out), recipe, net, eval_set, str(data), seed, base, teacher)
     if world > 1:
         dist.destroy_process_group()
     return log
@@ -202,7 +205,8 @@ def _is_late(seconds: float, limit: float, device: torch.device) -> bool:
     return bool(late)
 
 
-def _write(out: Path, recipe: Recipe, net: Net, eval_set: Dataset, data: str, seed: int) -> None:
+def _write(
+        out: Path, recipe: Recipe, net: Net, eval_set: Dataset, data: str, seed: int, base: str, teacher: Classifier | None) -> None:
     """Measure the net as users will, and make ``out`` a checkpoint folder."""
     preprocess = Preprocess((3, recipe.input_size, recipe.input_size), *(tuple(value / 255 for value in values)
                                                                          for values in (recipe.mean, recipe.std)), 'bilinear', 1.)
@@ -211,8 +215,9 @@ def _write(out: Path, recipe: Recipe, net: Net, eval_set: Dataset, data: str, se
     write_checkpoint(out, Card(
         model=recipe.model, tag=tag_for(out), title=title, params=count_params(net), macs=count_macs(net, preprocess.input_size),
         labels=tuple(eval_set.classes), preprocess=preprocess, accuracy=(evaluate_set(classifier, eval_set, data).accuracy,),
-        license='other', terms='', base='random weights',
-        provenance=f'Trained from random weights by `igczoo train`, {recipe.epochs} epochs, seed {seed}; log.csv has each.',
+        license='other', terms='', base=base,
+        provenance=f'Trained from {base} by `igczoo train`{f", taught by {teacher.name}" if teacher else ""}, {recipe.epochs} epochs, '
+                   f'seed {seed}; log.csv has each.',
         limits='It calls every image by one of its classes, also one that shows none of them.'), net.state_dict())
 
 
@@ -232,11 +237,15 @@ def _join_processes(device: str | torch.device | None) -> tuple[torch.device, in
     return device, rank, world
 
 
-def _settings(recipe: Recipe, seed: int, teacher: Classifier | None) -> dict[str, Any]:
+def _settings(recipe: Recipe, seed: int, start: nn.Module | None, soft_labels: SoftLabels | None) -> dict[str, Any]:
     """What a run is told by; without fields that keep their default, so that a run may go on when recipes have got another field."""
     fields = [field for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != field.default]
     settings = dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
-    return settings | dict(teacher=f'{teacher.name} {digest(teacher.model)}') if teacher else settings
+    if start:
+        settings['start'] = digest(start)
+    if soft_labels:
+        settings['teacher'] = soft_labels.teacher
+    return settings
 
 
 def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[dict]:

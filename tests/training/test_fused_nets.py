@@ -81,6 +81,16 @@ def test_images_may_want_gradients_and_nets_be_cut_short(settings):
 
 
 @FAMILIES
+def test_images_may_be_one_pixel_wide(settings):
+    net, twin = make_pair(settings)
+    x, grads = torch.randn(3, 3, 6, 1, dtype=torch.float64), []
+    for form in (net, form_of(twin)):
+        form(x).square().sum().backward()
+        grads.append([parameter.grad for parameter in form.parameters()])
+    torch.testing.assert_close(grads[1], grads[0], **EXACT)
+
+
+@FAMILIES
 def test_no_images_give_no_logits(settings):
     net, _ = make_pair(settings)
     assert form_of(net.eval())(torch.empty(0, 3, 9, 9, dtype=torch.float64)).shape == (0, 5)

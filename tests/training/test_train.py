@@ -51,6 +51,10 @@ def run(data: Path, out: Path, recipe: Recipe = RECIPE, **kwargs) -> dict[str, t
     return load_file(out / 'model.safetensors')
 
 
+def card_of(out: Path) -> dict:
+    return json.loads((out / 'card.json').read_text())
+
+
 def read_log(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((out / 'log.csv').read_text())))
 
@@ -131,6 +135,8 @@ def test_a_taught_run_resumes_exactly_and_its_teacher_matters(data, tmp_path):
     labels_only = run(data, tmp_path / 'labels', dataclasses.replace(TAUGHT, teacher_share=0.), teacher=teacher)
     by_labels = run(data, tmp_path / 'labels2', dataclasses.replace(TAUGHT, teacher_share=0.), teacher=other)
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert 'Trained from random weights by `igczoo train`, taught by igc_resnet20_l24m2.teacher, 3 epochs' in card_of(
+        tmp_path / 'whole')['provenance']
     assert not torch.equal(by_other['stem.conv.weight'], whole['stem.conv.weight'])
     assert torch.equal(by_labels['stem.conv.weight'], labels_only['stem.conv.weight'])
 
@@ -138,7 +144,8 @@ def test_a_taught_run_resumes_exactly_and_its_teacher_matters(data, tmp_path):
 def test_a_teacher_too_many_or_of_other_classes_is_refused(data, tmp_path):
     run(data, tmp_path / 'teacher')
     teacher = igczoo.load(tmp_path / 'teacher')
-    for recipe, given, message in ((TAUGHT, None, 'the recipe has a teacher; name one'), (RECIPE, teacher, 'the recipe has no teacher')):
+    for recipe, given, message in ((TAUGHT, None, 'the recipe has a teacher; name one'),
+                                   (RECIPE, teacher, 'the recipe has no teacher; leave it out')):
         with pytest.raises(ValueError, match=message):
             train(recipe, data, tmp_path / 'out', device='cpu', teacher=given)
     teacher.labels = (*teacher.labels[:-1], 'stranger')
@@ -161,7 +168,8 @@ def test_a_run_begins_with_the_net_it_is_given(data, tmp_path):
     net = timm.create_model(RECIPE.model)
     with torch.no_grad():
         net.stem.bn.weight.fill_(7.)
-    state = run(data, tmp_path / 'out', dataclasses.replace(RECIPE, lr=1e-9), start=net)
+    state = run(data, tmp_path / 'out', dataclasses.replace(RECIPE, lr=1e-9), start=net, base='a net')
+    assert card_of(tmp_path / 'out')['base'] == 'a net' and 'Trained from a net by' in card_of(tmp_path / 'out')['provenance']
     torch.testing.assert_close(state['stem.bn.weight'], torch.full_like(state['stem.bn.weight'], 7.), rtol=1e-4, atol=0)
 
 

@@ -1,30 +1,33 @@
 // Products of the pixels of planes by matrices, and the matrices' gradients, where planes are too narrow for a library to be fast.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "panel.h"
-#include "primary.h"
 #include "threads.h"
 
 namespace {
 
 // Matrix p goes from plane places[p][0], `inputs` wide, of a map to plane places[p][1], `outputs` wide, of another; where several go to one
 // plane, it has their sum.
-struct Planes {
+struct PlaneProducts {
     int64_t matrices, inputs, outputs;
     int64_t in_pixel, out_pixel;                                    // numbers from one pixel to the next
     const int64_t (*places)[2];
 
     int64_t in(int64_t p) const { return places[p][0] * inputs; }
     int64_t out(int64_t p) const { return places[p][1] * outputs; }
-    bool adds(int64_t p) const {                                    // whether another matrix has given to its plane before
-        return std::any_of(places, places + p, [&](const int64_t* place) { return place[1] == places[p][1]; });
+    std::vector<bool> additions() const {                           // whether another matrix has given to the plane of each before
+        std::vector<bool> adds(matrices);
+        for (int64_t p = 0; p < matrices; ++p)
+            adds[p] = std::any_of(places, places + p, [&](const int64_t* place) { return place[1] == places[p][1]; });
+        return adds;
     }
 };
 
 // Rows of `in` by a matrix (inputs, outputs), packed by `pack_panels`; `residual` may be null.
 template <class T>
-void multiply_rows(const Planes& s, const T* in, const T* packed, int64_t rows, const T* residual, T* out) {
+void multiply_rows(const PlaneProducts& s, const T* in, const T* packed, int64_t rows, const T* residual, T* out) {
     Product<T> p = {in, s.in_pixel, 0, 1, s.inputs, packed, 0, nullptr, residual, s.out_pixel, out, s.out_pixel, false};
     over_panels(s.outputs, [&](auto lanes, auto vectors, int64_t block) {
         p.step = vectors * lanes * FACTORS<T>;
@@ -35,7 +38,7 @@ void multiply_rows(const Planes& s, const T* in, const T* packed, int64_t rows, 
 }
 
 // In double, which only tests ask for.
-void multiply_rows(const Planes& s, const double* in, const double* weight, int64_t rows, const double* residual, double* out) {
+void multiply_rows(const PlaneProducts& s, const double* in, const double* weight, int64_t rows, const double* residual, double* out) {
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t o = 0; o < s.outputs; ++o) {
             double sum = residual ? residual[row * s.out_pixel + o] : 0;
@@ -45,7 +48,7 @@ void multiply_rows(const Planes& s, const double* in, const double* weight, int6
 }
 
 // out (pixels, planes, outputs) of in (pixels, planes, inputs) and weight (matrices, inputs, outputs).
-void multiply_planes(const Planes& s, const Number* in, const Number* weight, int64_t pixels, int64_t threads, Number* out) {
+void multiply_planes(const PlaneProducts& s, const Number* in, const Number* weight, int64_t pixels, int64_t threads, Number* out) {
     const int64_t size = s.inputs * s.outputs;
     int64_t room = size;                                            // of a matrix as the products read it
     const Number* ready = weight;
@@ -55,12 +58,13 @@ void multiply_planes(const Planes& s, const Number* in, const Number* weight, in
         parallel(threads, s.matrices, [&](int64_t p) { pack_panels(weight + p * size, s.inputs, s.outputs, packed + p * room); });
         ready = packed;
     }
+    const std::vector<bool> adds = s.additions();
     const int64_t tiles = ceil_div(pixels, std::clamp<int64_t>(16384 / std::max(s.in_pixel, s.out_pixel), 16, 256));
     parallel(threads, tiles, [&](int64_t tile) {
         const int64_t begin = tile * pixels / tiles, rows = (tile + 1) * pixels / tiles - begin;
         for (int64_t p = 0; p < s.matrices; ++p) {
             Number* to = out + begin * s.out_pixel + s.out(p);
-            multiply_rows(s, in + begin * s.in_pixel + s.in(p), ready + p * room, rows, s.adds(p) ? to : nullptr, to);
+            multiply_rows(s, in + begin * s.in_pixel + s.in(p), ready + p * room, rows, adds[p] ? to : nullptr, to);
         }
     });
 }
@@ -137,7 +141,7 @@ struct PlanePair {
 
 // sums (padded a_width, padded b_width) += a tile's products.
 template <int N>
-void sum_tile(const PlanePair& g, int64_t rows, Operand* copy, Real* sums, int64_t sums_row) {
+void sum_tile_of_planes(const PlanePair& g, int64_t rows, Operand* copy, Real* sums, int64_t sums_row) {
     const int64_t steps = PAIRED ? ceil_div(rows, 2) : rows;
     Operand *a = copy, *b = copy + steps * ceil_div(g.a_width, SUM_ROWS) * SUM_ROWS;
     copy_panels<SUM_ROWS>(g.a, g.a_pixel, rows, g.a_width, g.a_end, a);
@@ -155,7 +159,7 @@ void sum_tile(const PlanePair& g, int64_t rows, Operand* copy, Real* sums, int64
 // Adds to grad_weight (matrices, outputs, inputs) the products of grad (pixels, planes, outputs) by in (pixels, planes, inputs). The wider of
 // both lies along the vectors.
 void add_gradient_of_planes(
-    const Planes& s, const Number* grad, const Number* in, int64_t pixels, int64_t threads, Real* grad_weight) {
+    const PlaneProducts& s, const Number* grad, const Number* in, int64_t pixels, int64_t threads, Real* grad_weight) {
     constexpr int SHORT = std::min(LANES, 8);
     const bool by_input = s.inputs >= s.outputs;
     const int64_t wide = std::max(s.inputs, s.outputs), narrow = std::min(s.inputs, s.outputs);
@@ -175,8 +179,8 @@ void add_gradient_of_planes(
                 PlanePair pair = {x, g, in + pixels * s.in_pixel, grad + pixels * s.out_pixel, s.in_pixel, s.out_pixel, narrow, wide};
                 if (by_input) pair = {g, x, pair.b_end, pair.a_end, s.out_pixel, s.in_pixel, narrow, wide};
                 const int64_t rows = std::min(tile, end - row);
-                if (by_short) sum_tile<SHORT>(pair, rows, copy, own + p * size, sums_row);
-                else sum_tile<LANES>(pair, rows, copy, own + p * size, sums_row);
+                if (by_short) sum_tile_of_planes<SHORT>(pair, rows, copy, own + p * size, sums_row);
+                else sum_tile_of_planes<LANES>(pair, rows, copy, own + p * size, sums_row);
             }
     });
     parallel(threads, s.matrices * s.outputs, [&](int64_t row) {

@@ -112,8 +112,8 @@ constexpr int64_t packed_panels(int64_t rows, int64_t columns) {
 // All its blocks, one after another.
 template <class T>
 void pack_panels(const T* weight, int64_t rows, int64_t columns, T* copy) {
-    over_panels(columns, [&, step = columns](auto lanes, auto vectors, int64_t block) {
-        pack_block(weight, step, rows, block, vectors * lanes, copy);
+    over_panels(columns, [&](auto lanes, auto vectors, int64_t block) {
+        pack_block(weight, columns, rows, block, vectors * lanes, copy);
         weight += block, copy += ceil_div(rows, FACTORS<T>) * FACTORS<T> * vectors * lanes;
     });
 }

@@ -35,15 +35,6 @@ inline Taps taps_inside(const Primary& p, int64_t position, int64_t size) {
     return {first < 0 ? ceil_div(-first, p.dilation) : 0, std::min(p.kernel, (size - 1 - first) / p.dilation + 1)};
 }
 
-// Whether the processor has products of pairs of bfloat16, which halve the multiplications of two planes or of two pixels.
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-template <int N>
-constexpr bool BY_PAIRS = std::is_same_v<Number, bfloat16> && (N == 16 || N == 8);
-#else
-template <int N>
-constexpr bool BY_PAIRS = false;
-#endif
-
 // N channels of `run` pixels in `planes` planes: a weight serves all these pixels, an input all these planes. With a `window`, a kernel
 // three columns wide that moves by one, an input serves its neighbours as well. `columns` begin at the first pixel's first tap inside
 // the map and end with the last pixel's last.

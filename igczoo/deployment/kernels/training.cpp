@@ -14,7 +14,7 @@ Primary primary(const Number* in, const Number* weight, const int64_t* shape) {
             nullptr};
 }
 
-Planes planes(const int64_t* shape) {
+PlaneProducts plane_products(const int64_t* shape) {
     return {shape[0], shape[1], shape[2], shape[3], shape[4], reinterpret_cast<const int64_t(*)[2]>(shape + 5)};
 }
 
@@ -48,12 +48,12 @@ void igc_primary_weight(Real* grad_weight, const Number* grad, const Number* in,
 
 // out (pixels, planes, outputs) = in (pixels, planes, inputs) by weight (matrices, inputs, outputs).
 void igc_multiply(Number* out, const Number* in, const Number* weight, int64_t pixels, const int64_t* shape, int64_t threads) {
-    multiply_planes(planes(shape), in, weight, pixels, threads, out);
+    multiply_planes(plane_products(shape), in, weight, pixels, threads, out);
 }
 
 // Adds to the gradient of a weight (matrices, outputs, inputs).
 void igc_multiply_weight(Real* grad_weight, const Number* grad, const Number* in, int64_t pixels, const int64_t* shape, int64_t threads) {
-    add_gradient_of_planes(planes(shape), grad, in, pixels, threads, grad_weight);
+    add_gradient_of_planes(plane_products(shape), grad, in, pixels, threads, grad_weight);
 }
 
 // Joins to moments (2, C), the mean and the sum of squared deviations of `count` rows, those of the rows of `in`.

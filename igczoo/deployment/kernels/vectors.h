@@ -115,6 +115,15 @@ inline void store_some(T* to, Vector<N> v, int count) {
     std::memcpy(to, there, count * sizeof(T));
 }
 
+// Whether the processor has products of pairs of bfloat16, which halve the multiplications of two planes or of two pixels.
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+template <int N>
+constexpr bool BY_PAIRS = std::is_same_v<Number, bfloat16> && (N == 16 || N == 8);
+#else
+template <int N>
+constexpr bool BY_PAIRS = false;
+#endif
+
 // Of bfloat16, numbers of two rows in pairs; and sum + x0 w0 + x1 w1 of pairs.
 template <int N>
 inline Bits<N> pairs(const bfloat16* first, const bfloat16* second) {

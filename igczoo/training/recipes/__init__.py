@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
-__all__ = ['Recipe', 'find_recipe', 'list_recipes']
+__all__ = ['Recipe', 'find_recipe', 'list_recipes', 'teacher_fault']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Recipe:
     model: str                          # architecture
     num_classes: int | None = None      # of the data; None: as many as the architecture has by itself
     stored_size: int | None = None      # pixels of the images kept in memory; None: input_size
-    input_size: int                     # pixels that the net is for and that the last epochs train at
+    input_size: int                     # pixels that the net is for; the last epochs train at it or at mixed_sizes
     growth: tuple[tuple[float, int], ...] = ()      # (share of the epochs, pixels until then), rising; input_size afterwards
     mean: tuple[float, float, float]    # of R, G, B in 0..255, subtracted
     std: tuple[float, float, float]     # of R, G, B in 0..255, divided by
@@ -40,10 +40,10 @@ class Recipe:
     def sizes_at(self, epoch: int) -> tuple[int, ...]:
         """Pixels, one of which each batch of an epoch, counted from 0, is shown at."""
         size = self.size_at(epoch)
-        return self.mixed_sizes or (size,) if size == self.input_size else (size,)
+        return self.mixed_sizes if self.mixed_sizes and size == self.input_size else (size,)
 
     def size_at(self, epoch: int) -> int:
-        """Pixels that an epoch, counted from 0, trains and is evaluated at."""
+        """Pixels that an epoch, counted from 0, is evaluated at, and trains at where sizes are not mixed."""
         return next((size for share, size in self.growth if epoch < share * self.epochs), self.input_size)
 
 
@@ -61,3 +61,10 @@ def find_recipe(name: str) -> Recipe:
     if name not in list_recipes():
         raise ValueError(f'recipe {name!r} is unknown; there are {", ".join(list_recipes())}')
     return import_module(f'{__name__}.{name}').RECIPE
+
+
+def teacher_fault(recipe: Recipe, is_given: bool) -> str:
+    """What is wrong with giving a teacher, or none, to train by this recipe; '' where nothing is."""
+    if bool(recipe.teacher_windows) == is_given:
+        return ''
+    return 'the recipe has no teacher; leave it out' if is_given else 'the recipe has a teacher; name one (--teacher)'
