@@ -43,31 +43,19 @@ int64_t bands_of(const Inverted& u, int64_t images, int64_t threads) {
     return best;
 }
 
-// Where `length` numbers at the head of each row lie with a zero behind them, if their number is odd and numbers are taken by pairs.
-inline const Number* in_pairs(const Number* rows, int64_t row, int64_t length, int64_t pixels, Number* copy) {
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, copy += length + 1) {
-        std::copy(rows + pixel * row, rows + pixel * row + length, copy);
-        copy[length] = {};
-    }
-    return copy - pixels * (length + 1);
-}
-
 // Output rows [begin, end) of part p; x and out are an image's.
 void run_band(const Inverted& u, int64_t p, int64_t begin, int64_t end, const Number* x, Number* out) {
     const int64_t C = u.in_channels, O = u.out_channels / u.parts, inputs = C / u.groups, c = u.channels, part = u.part();
-    const bool odd = inputs % FACTORS<Number>;
     const Rows rows = u.map.rows(begin, end);
     const int64_t width = u.map.out_width(), pixels = (end - begin) * width, expanded_pixels = (rows.end - rows.begin) * u.map.width;
     const int64_t row = ceil_div(part + LANES, 16) * 16;            // whole vectors may be written behind the last channel
-    Number* expanded = scratch<Number>(expanded_pixels * (BLOCK + odd * (inputs + 1)) + pixels * row + (u.taps() + 1) * BLOCK +
+    Number* expanded = scratch<Number>(expanded_pixels * BLOCK + pixels * row + (u.taps() + 1) * BLOCK +
                                        packed_block(std::max(inputs, part)));
     Number* filtered = expanded + expanded_pixels * BLOCK;
     Number* filters = filtered + pixels * row;
     Number* copy = filters + (u.taps() + 1) * BLOCK;
-    Number* pairs = copy + packed_block(std::max(inputs, part));
     for (int64_t g = 0; g < u.groups; ++g) {
         const Number* in = x + rows.begin * u.map.width * C + g * inputs;
-        if (odd) in = in_pairs(in, C, inputs, expanded_pixels, pairs);
         const int64_t group = p * u.groups + g;
         for (int64_t first = 0; first < c; first += BLOCK) {
             const int64_t block = std::min<int64_t>(c - first, BLOCK), whole = ceil_div(block, LANES) * LANES;
@@ -75,8 +63,7 @@ void run_band(const Inverted& u, int64_t p, int64_t begin, int64_t end, const Nu
             Number* bias = filters + u.taps() * whole;
             put(u.expand_bias + group * c + first, bias);
             pack_block(u.expand + group * inputs * c + first, c, inputs, block, whole, copy);
-            const Product<Number> expand = {in, odd ? inputs + 1 : C, 0, 1, inputs, copy, whole * FACTORS<Number>, bias, nullptr, 0, expanded,
-                                            whole, false};
+            const Product<Number> expand = {in, C, 0, 1, inputs, copy, whole * FACTORS<Number>, bias, nullptr, 0, expanded, whole, false};
             with_constant<VECTORS>(whole / LANES, [&](auto vectors) {
                 multiply_panels<LANES, vectors, false>(expand, nullptr, expanded_pixels, LANES);
             });
@@ -87,8 +74,6 @@ void run_band(const Inverted& u, int64_t p, int64_t begin, int64_t end, const Nu
             for (int64_t y = begin; y < end; ++y) filter_row(filter, y, filtered + (y - begin) * width * row + g * c + first, row);
         }
     }
-    if (part % FACTORS<Number>)
-        for (int64_t pixel = 0; pixel < pixels; ++pixel) filtered[pixel * row + part] = {};
     const int64_t at = begin * width * u.out_channels + p * O;
     multiply_blocks<false, Number>({filtered, row, 0, 1, part, u.project + p * part * O, O, u.project_bias + p * O,
                                     u.residual ? x + at : nullptr, u.out_channels, out + at, u.out_channels, false},

@@ -36,7 +36,7 @@ template <class T>
 struct Product {
     const T* rows;
     int64_t row, piece;                                             // numbers from one pixel's to the next's; from one piece to the next
-    int64_t pieces, length;                                         // an odd row of bfloat16 has a zero behind its end
+    int64_t pieces, length;                                         // for `multiply`, an odd row of bfloat16 has a zero behind its end
     const T* weight;
     int64_t step;                                                   // numbers from one of its rows to the next; packed, from FACTORS
     const T* bias;                                                  // (columns), or null

@@ -60,13 +60,11 @@ void run_band(const Sparse& u, const int32_t* places, int64_t begin, int64_t end
         const Filter filter = {u.map, whole, before - rows.begin * u.map.width * whole, filters, nullptr, false};
         for (int64_t y = begin; y < end; ++y) filter_row(filter, y, maps[0] + (y - begin) * width * row + first, row);
     }
-    for (Number* map : maps)
-        for (int64_t pixel = 0; pixel < pixels; ++pixel) map[pixel * row + C] = {};     // where the last of an odd group's pairs looks
-    const int64_t even = ceil_div(K, 2) * 2, at = begin * width * u.out_channels;
+    const int64_t at = begin * width * u.out_channels;
     for (int64_t layer = 0; layer <= u.depth; ++layer)
         for (int64_t g = 0; g < u.groups; ++g) {
             const Number *from = maps[layer % 2], *weight = u.between + (layer * u.groups + g) * K * K;
-            const int32_t* here = places + ((layer > 0) * u.groups + g) * even;
+            const int32_t* here = places + (layer > 0) * C + g * K;
             if (layer < u.depth) {
                 Number* to = maps[(layer + 1) % 2];
                 multiply_blocks<true, Number>({from, row, 0, 1, K, weight, K, nullptr, nullptr, 0, to + g * K, row, false}, here, pixels, K, copy);
@@ -78,14 +76,13 @@ void run_band(const Sparse& u, const int32_t* places, int64_t begin, int64_t end
         }
 }
 
-// Where the groups of the first product, and of the others, find their channels: (2, g, K rounded up to an even number).
+// Where the groups of the first product, and of the others, find their channels: (2, g, K).
 inline std::vector<int32_t> places_of(const Sparse& u) {
-    const int64_t K = u.channels, even = ceil_div(K, 2) * 2, C = u.in_channels();
-    std::vector<int32_t> places(2 * u.groups * even, C);
+    const int64_t K = u.channels, C = u.in_channels();
+    std::vector<int32_t> places(2 * C);
     for (int64_t channel = 0; channel < C; ++channel) {
-        const int64_t at = channel / K * even + channel % K;
-        places[at] = channel;
-        places[u.groups * even + at] = channel % u.groups * K + channel / u.groups;     // of an interleaved channel
+        places[channel] = channel;
+        places[C + channel] = channel % u.groups * K + channel / u.groups;      // of an interleaved channel
     }
     return places;
 }
