@@ -4,7 +4,7 @@
     python benchmarks/comparison.py
 
 The first trains what is not trained yet, goes on where it was stopped, and keeps the log of each finished run in benchmarks/comparison/.
-The second prints a Markdown table from those logs and draws docs/figures/comparison.svg.
+The second prints a Markdown table from those logs, of which docs/figures.py draws a figure.
 """
 import argparse
 import csv
@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import timm
 
-from igczoo.checkpoints.model_card import count_macs, count_params
+from igczoo.checkpoints.model_card import count_macs, count_params, markdown_table
 from igczoo.training.recipes import find_recipe
 from igczoo.training.train import train
 
 LOGS = Path(__file__).with_name('comparison')
-FIGURE = Path(__file__).parents[1] / 'docs' / 'figures' / 'comparison.svg'
 RECIPE = replace(find_recipe('cifar10_igc_resnet20_l24m2'), epochs=30)
 NETS = {        # and what the paper calls them
     'igc_regconv20_w16': 'RegConv-W16',
@@ -66,31 +65,11 @@ def results() -> list[Result]:
 
 
 def table(found: list[Result]) -> str:
-    head = ('net', 'parameters', 'multiply-adds', 'top-1, %: mean', 'of each seed', 'seconds an epoch')
-    rows = [head, ('---', *['---:'] * (len(head) - 1))]
-    for net, params, macs, top1, seconds in found:
-        rows.append((f'{NETS[net]} (`{net}`)', f'{params:,}', f'{macs / 1e6:.1f} M', f'{statistics.mean(top1):.2f}',
-                     ', '.join(f'{value:.2f}' for value in top1), f'{seconds:.0f}'))
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
-
-
-def draw(found: list[Result]) -> None:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-    with mpl.rc_context({'svg.hashsalt': 'igczoo', 'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
-        figure, columns = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
-        for axes, field, unit, title in zip(columns, ('params', 'macs'), (1e3, 1e6), ('parameters, thousands', 'multiply-adds, millions'),
-                                            strict=True):
-            for result in found:
-                x, colour = getattr(result, field) / unit, '#4477aa' if '-L' in NETS[result.net] else '#ee6677'
-                axes.plot([x] * len(result.top1), result.top1, color=colour, marker='o', markersize=4, linewidth=1)
-                axes.annotate(NETS[result.net], (x, statistics.mean(result.top1)), (6, 0), textcoords='offset points', fontsize=9,
-                              va='center')
-            axes.margins(x=.3)
-            axes.set(xlabel=title, xlim=(0, None))
-        columns[0].set_ylabel('top-1 on CIFAR-10, %')
-        figure.tight_layout()
-        figure.savefig(FIGURE, metadata={'Date': None})
+    return markdown_table([{
+        'net': f'{NETS[net]} (`{net}`)', 'parameters': f'{params:,}', 'multiply-adds': f'{macs / 1e6:.1f} M',
+        'top-1, %: mean': f'{statistics.mean(top1):.2f}', 'of each seed': ', '.join(f'{value:.2f}' for value in top1),
+        'seconds an epoch': f'{seconds:.0f}',
+    } for net, params, macs, top1, seconds in found])
 
 
 def main() -> None:
@@ -106,8 +85,7 @@ def main() -> None:
     found = results()
     if not found:
         parser.error(f'{LOGS}: has no logs yet; train first')
-    print(table(found))
-    draw(found)
+    print(table(found), end='')
 
 
 if __name__ == '__main__':

@@ -182,6 +182,25 @@ def mark_sizes(axes: Axes, epochs: list[int], sizes: list[str | None]) -> None:
             axes.annotate(f'{size} px', (epoch - .3, axes.get_ylim()[0]), fontsize=8, color=GREY, va='bottom')
 
 
+def draw_comparison() -> None:
+    """What benchmarks/comparison.py has found, where it has been run: each net's runs against what the net costs."""
+    comparison = runpy.run_path(str(FOLDER.parents[1] / 'benchmarks' / 'comparison.py'))
+    if not (found := comparison['results']()):
+        return
+    figure, columns = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
+    for axes, field, unit, title in zip(columns, ('params', 'macs'), (1e3, 1e6), ('parameters, thousands', 'multiply-adds, millions'),
+                                        strict=True):
+        for result in found:
+            name, x = comparison['NETS'][result.net], getattr(result, field) / unit
+            axes.plot([x] * len(result.top1), result.top1, color=COLOURS[not name.startswith('IGC')], marker='o', markersize=4, linewidth=1)
+            axes.annotate(name, (x, sum(result.top1) / len(result.top1)), (6, 0), textcoords='offset points', fontsize=9, va='center')
+        axes.margins(x=.3)
+        axes.set(xlabel=title, xlim=(0, None))
+    columns[0].set_ylabel('top-1 on CIFAR-10, %')
+    figure.tight_layout()
+    save(figure, 'comparison')
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(FOLDER / f'{name}.svg', bbox_inches='tight', metadata={'Date': None})
     plt.close(figure)
@@ -196,6 +215,7 @@ def main() -> None:
     draw_width()
     draw_cost()
     draw_speed()
+    draw_comparison()
     draw_heat()
     for card in cards().values():
         if (weights_folder() / card.name / 'log.csv').exists():

@@ -28,6 +28,7 @@ __all__ = [
     'config_json',
     'count_macs',
     'count_params',
+    'markdown_table',
     'model_card',
     'models_table',
     'net_of',
@@ -85,7 +86,7 @@ def models_table(found: dict[str, Card], variants: Iterable[str] = ()) -> str:
     trained = {card.model for card in found.values()}
     rows = {name: _checkpoint_row(card) for name, card in found.items()}
     rows |= {variant: _variant_row(variant) for variant in variants if variant not in trained}
-    return _table([rows[name] for name in sorted(rows)])
+    return markdown_table([rows[name] for name in sorted(rows)])
 
 
 def comparison(card: Card) -> str:
@@ -93,7 +94,7 @@ def comparison(card: Card) -> str:
     if card.comparison is None:
         return ''
     rows = [_comparison_row(card, net) for net in card.comparison.nets]
-    return f'{card.comparison.conditions}\n\n{_table(rows)}'
+    return f'{card.comparison.conditions}\n\n{markdown_table(rows)}'
 
 
 def with_table(readme: str) -> str:
@@ -192,7 +193,7 @@ def _facts(card: Card) -> str:
     }
     if card.sha256:
         facts['model.safetensors'] = f'{card.size:,} bytes, {card.dtype}, sha256 `{card.sha256}`'
-    return _table([{'fact': fact, 'value': value} for fact, value in facts.items()])
+    return markdown_table([{'fact': fact, 'value': value} for fact, value in facts.items()])
 
 
 def _use(card: Card) -> str:
@@ -222,7 +223,7 @@ def _accuracy(card: Card) -> str:
         'by': '`igczoo evaluate`' if accuracy.by == 'igczoo' else accuracy.by,
         'note': accuracy.note,
     } for accuracy in card.accuracy]
-    return _table(rows).rstrip()
+    return markdown_table(rows).rstrip()
 
 
 def _provenance(card: Card) -> str:
@@ -282,7 +283,7 @@ def _interval(accuracy: Accuracy) -> str:
     return '{:.2f} to {:.2f}'.format(*accuracy.top1_interval) if accuracy.top1_interval else ''
 
 
-def _table(rows: list[dict[str, str]]) -> str:
+def markdown_table(rows: list[dict[str, str]]) -> str:
     """A Markdown table without the columns that are empty in every row; '' where there is no row."""
     columns = [column for column in dict.fromkeys(column for row in rows for column in row) if any(row.get(column) for row in rows)]
     lines = [columns, ['---'] * len(columns), *([row.get(column, '') for column in columns] for row in rows)] if rows else []

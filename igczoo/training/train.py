@@ -59,9 +59,8 @@ def train(
     Under torchrun every process takes its share of each batch. ``out`` gets checkpoint.pt and log.csv after each epoch and becomes, at the
     end, a checkpoint folder that `igczoo.load` takes: the weights of the last epoch, whatever the evaluation split says, with BatchNorm
     statistics measured anew over all training images, in windows as in training, of input_size. An epoch is evaluated at the recipe's size
-    for it. A run in
-    ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to where the cosine
-    of the longer run is by then, and so for the size.
+    for it. A run in ``out`` of the same recipe but fewer epochs, stopped or finished, goes on as a warm restart: the learning rate rises to
+    where the cosine of the longer run is by then, and so for the size.
 
     Args:
         recipe: what to train.
