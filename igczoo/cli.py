@@ -15,10 +15,11 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .checkpoints.card import cards, find_card, list_models
+from .checkpoints.card import Card, cards, find_card, list_models
 from .pages import card_list, card_page, evaluation_page
 
 if TYPE_CHECKING:
+    from .checkpoints.store import Copy
     from .inference.labelling import Labeller
     from .inference.outputs import Output
 
@@ -67,9 +68,6 @@ def _parser() -> argparse.ArgumentParser:
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.set_defaults(run=run, wrong=sub.error)
         return sub
-
-    def add_name(sub: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, **kwargs) -> None:
-        sub.add_argument('name', help='arch.tag, or arch for its default checkpoint', **kwargs)
 
     def add_batch_size(sub: argparse.ArgumentParser, default: int) -> None:
         sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
@@ -147,11 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--port', type=_positive, help='(default: the first free one from 7860 on)')
     sub.add_argument('--space', metavar='FOLDER', help='serve nothing; write what a Space of the hub needs into a new folder')
 
-    sub = command('verify', _verify, 'Read the copies of a checkpoint on this machine again, and compare their digests with the card.',
-                  'igcnet18', '--all')
+    sub = command('verify', _verify, 'Read the weights of a checkpoint on this machine again, and compare their digests with the card.',
+                  'igcnet18', 'my_model', '--all')
     names = sub.add_mutually_exclusive_group(required=True)
-    add_name(names, nargs='?')
-    names.add_argument('--all', action='store_true', help='every checkpoint')
+    names.add_argument('name', nargs='?', help='arch.tag, arch for its default checkpoint, or a folder')
+    names.add_argument('--all', action='store_true', help='every checkpoint that comes with igczoo')
     add_json(sub)
 
     sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.',
@@ -280,16 +278,22 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from .checkpoints.folder import WEIGHTS, folder_card, folder_path
-    from .checkpoints.store import Copy, locate
-    if card := folder_card(arguments.name):
-        copies = [Copy.found('folder', folder_path(arguments.name) / WEIGHTS, card.sha256)]
-    else:
-        copies = locate(card := find_card(arguments.name))
+    card, copies = _copies(arguments.name)
     if arguments.json:
         found = [copy._replace(path=str(copy.path))._asdict() for copy in copies]
         return _print_json(asdict(card) | dict(name=card.name, copies=found))
     print(card_page(card, copies, min(get_terminal_size().columns, 100)))
+
+
+def _copies(name: str, rehash: bool = False) -> tuple[Card, list[Copy]]:
+    """The card of a checkpoint or in a folder, and the copies of its weights on this machine; ``rehash`` as for `store.locate`."""
+    from .checkpoints.folder import WEIGHTS, folder_card, resolve
+    from .checkpoints.store import Copy, locate
+    _, folder = resolve(name)
+    if folder and (card := folder_card(folder)):
+        return card, [Copy.found('folder', folder / WEIGHTS, card.sha256, rehash)]
+    card = find_card(name)
+    return card, locate(card, rehash=rehash)
 
 
 def _classify(arguments: argparse.Namespace) -> int:
@@ -384,16 +388,15 @@ def _batch(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .checkpoints.store import locate
-    names = list_models() if arguments.all else [find_card(arguments.name).name]
-    copies = [dict(name=name, source=copy.source, path=str(copy.path), state=copy.state)
-              for name in names for copy in locate(cards()[name], rehash=True) if copy.state != 'absent']
+    checked = [_copies(name, rehash=True) for name in (list_models() if arguments.all else [arguments.name])]
+    copies = [dict(name=card.name, source=copy.source, path=str(copy.path), state=copy.state)
+              for card, found in checked for copy in found if copy.state != 'absent' or copy.source == 'folder']
     if arguments.json:
         _print_json(copies)
     else:
         for copy in copies:
             print(f'{copy["state"]:12}  {copy["name"]}  {copy["source"]}  {copy["path"]}')
-        for name in sorted(set(names) - {copy['name'] for copy in copies}):
+        for name in sorted({card.name for card, _ in checked} - {copy['name'] for copy in copies}):
             print(f'{"not here":12}  {name}')
     return 1 if any(copy['state'] != 'ok' for copy in copies) else 0
 

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -224,6 +225,25 @@ def test_verify(capsys):
     assert status == 0 and out.startswith('ok ')
     status, out, _ = run(capsys, 'verify', '--all', '--json')
     assert status == 0 and all(copy['state'] == 'ok' for copy in json.loads(out))
+
+
+def test_verify_reads_a_folder_of_ones_own(capsys, mine, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(mine, tmp_path / 'my_model'))
+    weights = folder / 'model.safetensors'
+    assert run(capsys, 'verify', folder)[:2] == (0, f'ok            {CIFAR}.my_model  folder  {weights}\n')
+    monkeypatch.chdir(tmp_path)
+    folder.rename(f'{CIFAR}.cifar10')       # a checkpoint's name means the checkpoint, as it does to load
+    assert 'bundled' in run(capsys, 'verify', f'{CIFAR}.cifar10')[1] and 'bundled' in run(capsys, 'verify', '--all')[1]
+    folder = Path(f'{CIFAR}.cifar10').rename(folder)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert run(capsys, 'verify', folder)[:2] == (1, f'wrong digest  {CIFAR}.my_model  folder  {weights}\n')
+    weights.unlink()
+    status, out, _ = run(capsys, 'verify', folder, '--json')
+    assert status == 1 and [copy['state'] for copy in json.loads(out)] == ['absent']
+    status, _, err = run(capsys, 'verify', tmp_path / 'nonesuch')
+    assert status == 1 and err.startswith('igczoo verify: ') and err.count('\n') == 1
 
 
 def test_evaluate_and_train(capsys, tmp_path):
