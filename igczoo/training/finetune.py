@@ -2,9 +2,9 @@
 
 What `finetune` does, in the order it does it:
 
-1. The photographs are decoded once, into squares of the net's input. A net for smaller images than 160 pixels gets 160 where the
-   photographs have them. Where nobody has split them, a fifth of each class is kept to measure by. Of classes of 200
-   a tenth is kept to watch by.
+1. The photographs are decoded once, into squares of the net's input. A net for smaller images than 160 pixels gets up to 160, but
+   no more than twice its own, where the photographs have them. Where nobody has split them, a fifth of each class is kept to measure by.
+   Of classes of 200 a tenth is kept to watch by.
 2. The new classifier is fitted alone, on the features that the net has of every photograph and its mirror image: a convex problem.
 3. All layers are trained, by AdamW at rates that fall from the classifier to the stem, a cosine in all, on random and mirrored windows,
    four fifths as large as the net's input, because a window shows its part larger; labels are smoothed, and the classifier is held as
@@ -69,7 +69,7 @@ IMAGES_SHOWN = 30_000   # to the net in a run, where neither epochs nor minutes 
 EPOCHS = 5, 100         # at least and at most, likewise
 BATCH = 50
 LEAST_BATCH = 16        # below it BatchNorm keeps the statistics it has
-LEAST_SIZE = 160        # pixels
+LEAST_SIZE = 160        # pixels, for nets that know such large things; from 32 to 64 features get better, beyond it worse
 WINDOW = .8             # of the net's input, that it is trained on
 RATE_FROM_SCRATCH = 2e-3
 RATE, LAYER_DECAY, WEIGHT_DECAY = 6e-4, .75, .05
@@ -135,7 +135,7 @@ def finetune(
         epochs: how often each photograph is shown; by default as often as makes 30,000 of all, 5 to 100 times.
         minutes: that everything together may take, instead.
         freeze: fit the classifier only; the other layers stay as they are.
-        size: pixels of the net's input; by default the checkpoint's, or 160 where that is less and the photographs have as many.
+        size: pixels of the net's input; by default the checkpoint's, or twice as many, up to 160, where the photographs have as many.
         seed: of the split, the order of photographs and their windows.
         pretrained: start from the checkpoint's weights; otherwise from random ones, of which every layer is trained alike.
         device: where to compute; the first GPU if there is one, else the CPU.
@@ -205,14 +205,15 @@ def _start(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, Preproces
 
 
 def _best_size(size: int, photographs: Dataset) -> int:
-    """The checkpoint's size, or `LEAST_SIZE` where a few photographs say that there is more to see."""
-    if size >= LEAST_SIZE:
+    """The checkpoint's size, or twice that, up to `LEAST_SIZE`, where a few photographs say that there is more to see."""
+    larger = min(LEAST_SIZE, 2 * size)
+    if size >= larger:
         return size
     sides = []
     for row in range(0, len(photographs), max(1, len(photographs) // 20)):
         with suppress(ImageError):
             sides.append(min(photographs[row][0].size))
-    return LEAST_SIZE if sides and median(sides) >= LEAST_SIZE else size
+    return larger if sides and median(sides) >= larger else size
 
 
 # The photographs ----------------------------------------------------------------------------------------------------------------------

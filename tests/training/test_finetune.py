@@ -227,6 +227,14 @@ def test_a_split_is_repeated_from_its_list(run, tmp_path):
     assert (len(train), len(evaluation)) == (48, 12)
 
 
+@pytest.mark.parametrize(('own', 'photograph', 'size'), [
+    (32, 500, 64), (32, 64, 64), (32, 63, 32), (96, 500, 160), (96, 159, 96), (224, 500, 224),
+])
+def test_small_nets_see_more_where_there_is_more(own, photograph, size):
+    """The size that a net of its own size gets for photographs of a side."""
+    assert module._best_size(own, [(Image.new('RGB', (photograph, photograph + 9)), 0)] * 30) == size
+
+
 @pytest.mark.parametrize(('counts', 'colours'), [((1, 1, 1), 3), ((40, 2, 1), 3), ((6, 6), 2)])
 def test_few_and_uneven_classes(tmp_path, counts, colours):
     rng = np.random.default_rng(0)
