@@ -121,7 +121,7 @@ def test_the_commands_of_the_page(folder, scripts):
     assert done.returncode == 0, done.stderr[-3000:]
     with open(folder / 'runs' / 'mine' / 'summary.csv') as file:
         logged = [float(row['eval_top1']) for row in csv.DictReader(file)]
-    trained, own = (json.JSONDecoder().raw_decode(text.lstrip())[0] for text in done.stdout.split('--result')[1:])
+    _, trained, own = (json.JSONDecoder().raw_decode(text.lstrip())[0] for text in done.stdout.split('--result')[1:])    # of each command
     assert len(logged) >= 2 and trained['top1'] == pytest.approx(max(logged), abs=.01)
     top1, _ = validate(timm.create_model(f'local-dir:{folder / "my_model"}', pretrained=True), folder / 'data')
     assert own['top1'] == pytest.approx(top1, abs=.01)
