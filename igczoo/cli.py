@@ -15,7 +15,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .checkpoints.card import Card, cards, find_card, list_models
+from .checkpoints.card import Card, cards, find_card, list_models, read_card
 from .pages import card_list, card_page, evaluation_page
 
 if TYPE_CHECKING:
@@ -287,10 +287,11 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _copies(name: str, rehash: bool = False) -> tuple[Card, list[Copy]]:
     """The card of a checkpoint or in a folder, and the copies of its weights on this machine; ``rehash`` as for `store.locate`."""
-    from .checkpoints.folder import WEIGHTS, folder_card, resolve
+    from .checkpoints.folder import CARD, WEIGHTS, resolve
     from .checkpoints.store import Copy, locate
     _, folder = resolve(name)
-    if folder and (card := folder_card(folder)):
+    if folder:
+        card = read_card(folder / CARD)
         return card, [Copy.found('folder', folder / WEIGHTS, card.sha256, rehash)]
     card = find_card(name)
     return card, locate(card, rehash=rehash)
