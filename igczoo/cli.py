@@ -1,4 +1,7 @@
-"""The command line: a few lines a command over the functions of the same names. Exit status 0; 1 for an error; 2 for a wrong call."""
+"""The command line: a few lines a command over the functions of the same names.
+
+Exit status 0; 1 for an error, also of one photograph among others or one copy of wrong bytes; 2 for a wrong call; 130 when interrupted.
+"""
 from __future__ import annotations
 
 import argparse
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ['main']
 
 DEFAULT_MODEL = 'igcnet18'
-FEW = 16    # photographs; the deployed form of a net takes longer to make than it saves on fewer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
 
     def add_reading(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one a core)')
+        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one a core, 16 at most)')
         sub.add_argument('--exact', action='store_true', help='decode every pixel also of large JPEG files, which takes longer')
 
     def add_json(sub: argparse.ArgumentParser) -> None:
@@ -85,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     def add_model(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
 
-    def add_deploy(sub: argparse.ArgumentParser, default: str) -> None:
+    def add_deploy(sub: argparse.ArgumentParser,
+                   default: str = 'where it has one, for 16 images and more, and compiled for it only for 5,000 and more') -> None:
         sub.add_argument('--deploy', action=argparse.BooleanOptionalAction,
-                         help=f'compute by the faster deployed form of the model ({default})')
+                         help=f'compute by the faster deployed form of the model (default: {default})')
 
     sub = command('list', _list, 'List the checkpoints.', '', '--json')
     add_json(sub)
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 8)
     add_reading(sub)
     add_device(sub)
-    add_deploy(sub, f'default: where it has one and there are {FEW} photographs at least')
+    add_deploy(sub)
     sub.add_argument('--engine', choices=('torch', 'onnx'),
                      help="onnx: by ONNX Runtime (pip install 'igczoo[export]'), which for few photographs answers sooner; --model may be "
                           'an .onnx file of igczoo export then (default: onnx for such a file, else torch)')
@@ -124,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add_batch_size(sub, 32)
     sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one a CPU)')
     sub.add_argument('--part-size', type=_positive, default=1000, help='images a file of results (default: %(default)s)')
-    add_deploy(sub, 'default: where it has one')
+    add_deploy(sub)
     add_json(sub)
 
     sub = command('explain', _explain, "Draw where the net looked (pip install 'igczoo[explain]').", 'bus.jpg -o heat.png',
@@ -153,17 +156,18 @@ def _parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.',
-                  'igcnet18 --data tiny-imagenet-200/', 'my_model --data photos/ --csv predictions.csv --report report/',
-                  'my_model.onnx --data photos/')
+                  'igcnet18 --data tiny-imagenet-200/', 'my_model --data other_photos/ --csv predictions.csv --report report/',
+                  'my_model.onnx --data other_photos/')
     sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder, hf-hub:org/name, or an .onnx file of igczoo export')
     sub.add_argument('--model', dest='model', help='the same')
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
     sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
-    sub.add_argument('--data', required=True, help='a folder of Parquet files or of class folders under test/ or val/, or a Parquet file')
+    sub.add_argument('--data', required=True,
+                     help='a folder of Parquet files, or with test/ or val/ of one folder a class; or a Parquet file')
     add_batch_size(sub, 32)
     add_reading(sub)
     add_device(sub)
-    add_deploy(sub, 'default: by the model as it is written')
+    add_deploy(sub, 'by the model as it is written')
     add_json(sub)
 
     sub = command('finetune', _finetune, 'Train a checkpoint further on your own photographs, or go on with a run that was stopped.',
@@ -175,11 +179,13 @@ def _parser() -> argparse.ArgumentParser:
                           'label and perhaps split; or torchvision:NAME:ROOT')
     sub.add_argument('-o', '--out', required=True, metavar='FOLDER', help='folder to make: a checkpoint')
     length = sub.add_mutually_exclusive_group()
-    length.add_argument('--epochs', type=_positive, help='how often each photograph is shown (default: as often as makes 30,000 of all)')
-    length.add_argument('--minutes', type=_above_zero, help='that everything together may take')
+    length.add_argument('--epochs', type=_positive, help='how often each photograph is shown (default: 30,000 by their number, 5 to 100)')
+    length.add_argument('--minutes', type=_above_zero, help='that reading, training and measuring together may take')
     sub.add_argument('--freeze', action='store_true', help='fit the classifier only')
     sub.add_argument('--scratch', action='store_true', help='start from random weights')
-    sub.add_argument('--size', type=_positive, help="pixels of the net's input (default: the checkpoint's)")
+    sub.add_argument('--size', type=_positive,
+                     help="pixels of the net's input (default: the checkpoint's, or up to twice as many, 160 at most, where the "
+                          'photographs have them)')
     sub.add_argument('--seed', type=int, default=0, help='of the split, the order and the windows (default: %(default)s)')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
     add_json(sub)
@@ -187,12 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.',
                   'cifar10_igc_resnet20_l24m2 --data cifar10/ --bf16')
     sub.add_argument('recipe', help='a name; a wrong one lists those there are')
-    sub.add_argument('--data', required=True, help='as for evaluate, with a training split too')
+    sub.add_argument('--data', required=True, help='a folder as for evaluate, with a training split too')
     sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
     sub.add_argument('--epochs', type=_positive, help='other than the recipe says')
     sub.add_argument('--teacher', metavar='MODEL', help='for recipes that have one: a checkpoint of the same classes, as for classify')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
-    sub.add_argument('--as-written', action='store_true', help="by the net's own modules also where a faster form of them exists")
+    sub.add_argument('--as-written', action='store_true', help='train the net as it is written, not by a faster form of equal results')
     sub.add_argument('--bf16', action='store_true', help='mixed precision')
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
     sub.add_argument('--minutes', type=_above_zero, help='end after the last whole epoch that fits; the same command goes on')
@@ -337,8 +343,7 @@ def _labeller(arguments: argparse.Namespace, images: int) -> Labeller:
     exported = arguments.model.endswith('.onnx')
     if arguments.engine == 'torch' or not (arguments.engine or exported):
         from .inference.classifier import deployed_as_asked, load
-        deploy = False if arguments.deploy is None and images < FEW else arguments.deploy
-        return deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), deploy)
+        return deployed_as_asked(load(arguments.model, arguments.device, exact=arguments.exact), arguments.deploy, images)
     from .inference.onnx import OnnxClassifier, cached_export
 
     def say() -> None:
@@ -510,7 +515,9 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         forms = [asdict(timing) | dict(images_per_second=timing.images_per_second, ratio=ratio(timing, timings)) for timing in timings]
         return _print_json(dict(host=host(arguments.device), timings=forms))
-    print(f'{host(arguments.device)}: images a second, median (range), against the faster plain form\n{table(timings)}')
+    height, width = timings[0].size
+    print(f'{host(arguments.device)}: images of {height} x {width} pixels a second, median (range), against the faster plain form\n'
+          f'{table(timings)}')
     for timing in timings:
         if timing.layers:
             counts = ', '.join(f'{count} {form}' for form, count in Counter(timing.layers.values()).items())

@@ -82,7 +82,7 @@ def _facts(card: Card, width: int) -> str:
         'sha256': card.sha256 or '',
         'fetched from': card.origin.url if card.origin else '',
         'licence': card.license,
-        'recipe': f'igczoo train {card.recipe}' if card.recipe else '',
+        'recipe': f'igczoo train {card.recipe} --data DATA --bf16' if card.recipe else '',
         'on the hub': f'commit {card.revision}' if card.revision else '',
     }
     indent = max(map(len, facts)) + 4

@@ -20,7 +20,7 @@ from igczoo.checkpoints.card import cards
 from igczoo.cli import main
 from igczoo.deployment import bench, quantize
 from igczoo.deployment.quantize import Quantized
-from igczoo.inference.classifier import Classifier, load
+from igczoo.inference.classifier import Classifier, deployed_as_asked, load
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'
@@ -218,6 +218,15 @@ def test_few_photographs_are_not_worth_deploying(capsys, monkeypatch):
     monkeypatch.setattr('igczoo.inference.classifier.deployed', lambda model, **options: made.append(model) or model)
     for count in (15, 16):
         assert run(capsys, 'classify', *[PHOTOGRAPH] * count, '--model', CIFAR)[0] == 0 and len(made) == count - 15
+
+
+def test_many_photographs_are_worth_compiling_for(monkeypatch):
+    compiled = []
+    monkeypatch.setattr('igczoo.inference.classifier.deployed', lambda model, build: compiled.append(build) or model)
+    plain = load(CIFAR)
+    for deploy, images in ((None, 4_999), (None, 5_000), (True, 1)):
+        assert deployed_as_asked(plain, deploy, images) is not plain
+    assert compiled == [False, True, True] and deployed_as_asked(plain, False, 5_000) is plain
 
 
 def test_verify(capsys):

@@ -229,7 +229,7 @@ def _accuracy(card: Card) -> str:
 def _provenance(card: Card) -> str:
     lines = [card.provenance]
     if card.recipe:
-        lines.append(f'The recipe: `igczoo train {card.recipe} --data DATA`.')
+        lines.append(f'The recipe: `igczoo train {card.recipe} --data DATA --bf16`.')
     if card.origin:
         size = f', {card.origin.size:,} bytes' if card.origin.size else ''
         digest = 'git blob' if card.origin.git_blob_sha1 else 'SHA-1 of the file in it'

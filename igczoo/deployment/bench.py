@@ -54,6 +54,7 @@ class Timing:
     form: str
     dtype: str
     batch_size: int
+    size: tuple[int, int]       # height and width of the images in pixels
     seconds: tuple[float, ...]  # a forward pass takes, in each round
     layers: dict[str, str]      # of a deployed form: the form of each IGC layer or unit
 
@@ -100,12 +101,12 @@ def bench(
         check_placement(device, dtype)
     timings = []
     for dtype, batch_size in product(dtypes, batch_sizes):
-        found = [(name, candidate) for name in models
-                 for candidate in candidates(name, _images(name, size, batch_size, dtype, device), compile, onnx, int8)]
+        found = [(name, tuple(x.shape[2:]), candidate) for name in models for x in [_images(name, size, batch_size, dtype, device)]
+                 for candidate in candidates(name, x, compile, onnx, int8)]
         progress = f'{_short(dtype)}, batch {batch_size}'
-        seconds = _in_turns([candidate.run for _, candidate in found], rounds, torch.device(device), progress)
-        timings += [Timing(name, candidate.form, _short(dtype), batch_size, tuple(measured), candidate.layers)
-                    for (name, candidate), measured in zip(found, seconds, strict=True)]
+        seconds = _in_turns([candidate.run for *_, candidate in found], rounds, torch.device(device), progress)
+        timings += [Timing(name, candidate.form, _short(dtype), batch_size, shown, tuple(measured), candidate.layers)
+                    for (name, shown, candidate), measured in zip(found, seconds, strict=True)]
     return timings
 
 

@@ -96,12 +96,12 @@ def classify_all(
         done = _done(folder, parts, notes)
         left = [part for part in parts if part.name not in done]
         found = list(done.values())
-        share = 0, 0, 0
+        share, classified = (0, 0, 0), sum(map(len, left))
         if left:
             with _connected() as terminal:
                 share = _share(workers)
                 bar = tqdm(desc='classify', total=sum(map(len, parts)), initial=_count(found, 'images'), file=terminal, disable=None)
-                with bar, closing(_stream(left, classifier, *share[:2], k, batch_size, deploy, notes)) as stream:
+                with bar, closing(_stream(left, classifier, *share[:2], k, batch_size, deploy, classified, notes)) as stream:
                     for part_name, content in stream:
                         with replacing(folder / part_name) as file:
                             file.write_bytes(content)
@@ -109,7 +109,7 @@ def classify_all(
                         bar.update(found[-1]['images'])
         if len(found) < len(parts):
             raise RuntimeError(f'{folder}: Ray gave back {len(found)} of {len(parts)} parts; give the same command again')
-    seconds, classified = time.monotonic() - started, sum(map(len, left))
+    seconds = time.monotonic() - started
     return Summary(str(out), _count(found, 'images'), _count(found, 'errors'), classified, seconds, classified / seconds if left else None,
                    *share)
 
@@ -184,12 +184,13 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 class Worker:
     """What an actor of the pool does: a description of a part in, the bytes of its Parquet file out."""
 
-    def __init__(self, shipped: list[ray.ObjectRef], cpus: int, k: int, batch_size: int, deploy: bool | None, notes: dict[str, Any]):
+    def __init__(self, shipped: list[ray.ObjectRef], cpus: int, k: int, batch_size: int, deploy: bool | None, images: int,
+                 notes: dict[str, Any]):
         import ray
         if notes['igczoo'] != __version__:
             raise RuntimeError(f'this worker has igczoo {__version__}, not {notes["igczoo"]}; install the same on every machine')
         torch.set_num_threads(cpus)
-        self.classifier = deployed_as_asked(ray.get(shipped[0]), deploy)
+        self.classifier = deployed_as_asked(ray.get(shipped[0]), deploy, images)
         self.k, self.batch_size, self.cpus, self.notes = k, batch_size, cpus, notes
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:

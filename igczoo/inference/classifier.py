@@ -32,6 +32,8 @@ from .prediction import Prediction
 __all__ = ['Classifier', 'Prediction', 'deployed_as_asked', 'load']
 
 PACKAGE = __name__.partition('.')[0]
+FEW = 16        # images, from which on a deployed form saves more time than it takes to make
+MANY = 5_000    # images, from which on that is so if a kernel must be compiled for it
 
 _one_at_a_time = threading.Lock()   # of models that are compiled or not on a CPU: several batches on a GPU take memory and no less time
 
@@ -194,16 +196,22 @@ def load(
     return Classifier(model, preprocess, classifier.labels, deploy=True, exact=exact) if deploy else classifier
 
 
-def deployed_as_asked(classifier: Classifier, deploy: bool | None) -> Classifier:
-    """A classifier that computes by its deployed form, or not; with None, where its model can be deployed, without compiling for it.
+def deployed_as_asked(classifier: Classifier, deploy: bool | None, images: int) -> Classifier:
+    """A classifier that computes by its deployed form, or not.
+
+    Args:
+        classifier: by its plain form.
+        deploy: whether; None: where its model can be deployed and there are FEW images at least, by a kernel that is compiled for it where
+            there are MANY, and otherwise by one that has been compiled before or by torch's operators.
+        images: how many it is for.
 
     Raises:
         ValueError: the model cannot be deployed, and shall be.
     """
-    if deploy is False:
+    if deploy is False or (deploy is None and images < FEW):
         return classifier
     try:
-        network = deployed(classifier.model, build=bool(deploy))
+        network = deployed(classifier.model, build=bool(deploy) or images >= MANY)
     except ValueError:
         if deploy:
             raise

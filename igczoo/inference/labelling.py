@@ -29,7 +29,7 @@ class Labeller(ABC):
     the list `photograph.find_images` makes of it.
 
     Several images go through threads, each of which decodes, preprocesses and computes a batch on its share of the cores: ``workers`` of
-    them, by default as many as there are cores. With 0 of them all this is done in the caller's thread, where contexts such as
+    them, by default as many as there are cores, 16 at most. With 0 of them all this is done in the caller's thread, where contexts such as
     torch.autocast reach it. Not more than (2 * workers + 1) * batch_size images have been taken and not been given back yet, and an image
     must not change in between.
 

@@ -124,9 +124,9 @@ def finetune(
     """Train a checkpoint further on photographs of other classes; this file's first lines say how.
 
     ``out`` becomes a checkpoint folder: config.json, model.safetensors, card.json with the measured accuracy, README.md (a model card),
-    log.csv, split.csv (which photograph trained, watched or measured, and what was left out or stands on both sides) and, where matplotlib
-    is installed, pictures. A run in ``out`` of the same settings and photographs goes on from its last whole epoch, to the same bytes where
-    ``minutes`` is not given.
+    settings.json, split.csv (which photograph trained, watched or measured, and what was left out or stands on both sides), log.csv but
+    with ``freeze``, and, where matplotlib is installed, pictures. A run in ``out`` of the same settings and photographs goes on from its
+    last whole epoch, to the same bytes where ``minutes`` is not given.
 
     Args:
         name: what `igczoo.load` takes; or `timm:` and the name of one of timm's own models.

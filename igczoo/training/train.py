@@ -164,7 +164,10 @@ def train(
 
 
 def _check(recipe: Recipe, net: nn.Module, train_set: Dataset, eval_set: Dataset, teacher: Classifier | None, data: str | Path) -> None:
-    """Refuse sets that the net cannot learn from."""
+    """Refuse sets that the net cannot learn from, or be measured by."""
+    if Path(data).expanduser().is_file():
+        raise ValueError(f'{data}: is one file, which would be trained on and measured by; give a folder with a training and an evaluation '
+                         f'split')
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
     if train_set.classes != eval_set.classes:

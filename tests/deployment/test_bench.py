@@ -17,12 +17,12 @@ from igczoo.deployment.deploy import deploy, forms_used
 
 BENCHMARK = Path(__file__).parents[2] / 'benchmarks' / 'inference.py'
 TIMINGS = [     # images/s: plain 2 and 4, deployed 8; the other 16
-    Timing('igcnet18', 'plain, NCHW', 'float32', 1, (.4, .5, .6), {}),
-    Timing('igcnet18', 'plain, channels_last', 'float32', 1, (.2, .25, 1.), {}),
-    Timing('igcnet18', 'deployed', 'float32', 1, (.125, .1, .125), {'stages.0': 'planar'}),
-    Timing('resnet18', 'plain, NCHW', 'float32', 1, (.0625,) * 3, {}),
-    Timing('resnet18', 'plain, channels_last', 'float32', 1, (.1,) * 3, {}),
-    Timing('igcnet18', 'plain, NCHW', 'float32', 1000, (1., 1.), {}),
+    Timing('igcnet18', 'plain, NCHW', 'float32', 1, (224, 224), (.4, .5, .6), {}),
+    Timing('igcnet18', 'plain, channels_last', 'float32', 1, (224, 224), (.2, .25, 1.), {}),
+    Timing('igcnet18', 'deployed', 'float32', 1, (224, 224), (.125, .1, .125), {'stages.0': 'planar'}),
+    Timing('resnet18', 'plain, NCHW', 'float32', 1, (224, 224), (.0625,) * 3, {}),
+    Timing('resnet18', 'plain, channels_last', 'float32', 1, (224, 224), (.1,) * 3, {}),
+    Timing('igcnet18', 'plain, NCHW', 'float32', 1000, (224, 224), (1., 1.), {}),
 ]
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -289,6 +291,16 @@ def test_splits_of_other_classes_are_refused_before_anything_is_written(data, tm
     (tmp_path / 'data' / 'test' / 'class3').rename(tmp_path / 'data' / 'test' / 'class99')
     with pytest.raises(ValueError, match="other classes than its evaluation split, or in another order: 'class3' and 'class4'; give"):
         train(RECIPE, tmp_path / 'data', tmp_path / 'out', device='cpu')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_single_file_is_refused_which_both_splits_would_be(tmp_path):
+    pixels = io.BytesIO()
+    Image.new('RGB', (16, 16)).save(pixels, 'PNG')
+    table = pa.table(dict(image=[dict(bytes=pixels.getvalue(), path='')] * 10, label=list(range(10))))
+    pq.write_table(table, tmp_path / 'all.parquet')
+    with pytest.raises(ValueError, match=r'all\.parquet: is one file, which would be trained on and measured by; give a folder'):
+        train(dataclasses.replace(RECIPE, batch_size=5), tmp_path / 'all.parquet', tmp_path / 'out', device='cpu')
     assert not (tmp_path / 'out').exists()
 
 
