@@ -310,6 +310,8 @@ def _classify(arguments: argparse.Namespace) -> int:
     from .inference.photograph import ImageError, find_images
     if [bool(arguments.json), arguments.csv == '-', arguments.jsonl == '-'].count(True) > 1:
         arguments.wrong('only one of --json, --csv - and --jsonl - can go to standard output')
+    if arguments.csv and arguments.csv == arguments.jsonl:
+        arguments.wrong('--csv and --jsonl name the same file')
     images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
     classifier = _labeller(arguments, len(images))
     width = min(max(map(len, images)), 48)
@@ -362,12 +364,12 @@ def _refuse_what_onnx_cannot(arguments: argparse.Namespace) -> None:
 def _outputs(arguments: argparse.Namespace) -> Iterator[Output]:
     """What else `classify` writes, opened one by one."""
     from .inference.outputs import CsvOutput, JsonLinesOutput, PictureOutput
+    if arguments.save:          # the only one that refuses what is there already: before the others begin theirs anew
+        yield PictureOutput(arguments.save)
     if arguments.csv:
         yield CsvOutput(arguments.csv, arguments.k)
     if arguments.jsonl:
         yield JsonLinesOutput(arguments.jsonl)
-    if arguments.save:
-        yield PictureOutput(arguments.save)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -424,8 +426,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .inference.onnx import OnnxClassifier
     from .training.evaluate import evaluate_set
     from .training.images import open_split
-    from .training.report import write_predictions, write_report
+    from .training.report import check_predictions, check_report, write_predictions, write_report
     name = _name(arguments)
+    if arguments.csv:           # before anything is computed
+        check_predictions(arguments.csv)
+    if arguments.report:
+        check_report(arguments.report)
     if exported := name.endswith('.onnx'):
         _refuse_what_onnx_cannot(arguments)
     dataset = open_split(arguments.data, train=False)
@@ -503,12 +509,13 @@ def _export_int8(name: str, out: str, data: str) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    import timm
     import torch
 
     from .checkpoints.folder import folder_card
     from .deployment.bench import bench, host, ratio, table
     name, size = _name(arguments), arguments.size
-    if card := folder_card(name):
+    if not timm.is_model(name) and (card := folder_card(name)):
         name, size = card.model, size or card.preprocess.input_size[-1]
     timings = bench([name], size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
                     arguments.compile, rounds=arguments.rounds)

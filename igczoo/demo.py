@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .checkpoints.folder import CARD, CONFIG, WEIGHTS
+from .checkpoints.folder import CARD, CONFIG, WEIGHTS, resolve
 from .inference.classifier import Classifier, load
 from .inference.photograph import ImageError, find_images
 
@@ -24,7 +24,7 @@ UPLOAD = '64mb'     # a file may have; `photograph.open_image` bounds its pixels
 LABELS = 5          # shown
 PHOTOGRAPHS = 'photographs'     # folder of the examples in a Space
 SPACE_README = '''---
-title: {title}
+title: {title!r}
 sdk: gradio
 app_file: app.py
 license: apache-2.0
@@ -121,28 +121,29 @@ def write_space(folder: str | os.PathLike, models: Sequence[str], examples: str 
     Raises:
         ValueError: ``folder`` exists, or two folders have the same name.
     """
-    folder, names = Path(folder), []
+    folder, names = Path(folder).expanduser(), []
     if folder.exists():
         raise ValueError(f'{folder}: exists; name a folder to make')
     with TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as room:
         beside = Path(room, folder.name)
         beside.mkdir()
         for model in models:
-            source = Path(model)
-            if not (source / CARD).is_file():
+            _, source = resolve(model)
+            if not source:
                 names.append(model)
                 continue
             target = beside / source.resolve().name
             if target.exists():
                 raise ValueError(f'{model}: another checkpoint is called {target.name} too; rename one')
             target.mkdir()
-            for file in (CARD, CONFIG, WEIGHTS):
+            for file in (CONFIG, WEIGHTS, *([CARD] if (source / CARD).exists() else [])):
                 shutil.copy(source / file, target / file)
             names.append(f'./{target.name}')
         if examples:
             (beside / PHOTOGRAPHS).mkdir()
-            for photograph in find_images(examples):
-                shutil.copy(photograph, beside / PHOTOGRAPHS)
+            for number, photograph in enumerate(find_images(examples), start=1):       # two folders may hold files of one name
+                copy = beside / PHOTOGRAPHS / photograph.name
+                shutil.copy(photograph, copy.with_name(f'{number}_{copy.name}') if copy.exists() else copy)
         app = SPACE_APP.format(models=names, examples=f"find_images('{PHOTOGRAPHS}')" if examples else '()', upload=UPLOAD)
         (beside / 'app.py').write_text(app if examples else app.replace('from igczoo.inference.photograph import find_images\n', ''),
                                        encoding='utf-8')

@@ -415,6 +415,14 @@ def test_a_mistake_is_one_line_and_status_1(capsys, arguments, message):
     assert status == 1 and not out and err.startswith(message) and err.count('\n') == 1
 
 
+def test_evaluate_refuses_where_it_cannot_write_before_it_measures(capsys, mine, tmp_path):
+    arguments = ('evaluate', mine, '--data', mine.parent / 'data')
+    for option, where, message in (('--csv', tmp_path / 'nonesuch' / 'a.csv', 'there is no folder'), ('--csv', tmp_path, 'is a folder'),
+                                   ('--report', mine, 'is a checkpoint, with pictures of its own')):
+        status, out, err = run(capsys, *arguments, option, where)
+        assert status == 1 and not out and message in err and err.count('\n') == 1
+
+
 def test_classify_writes_tables_and_pictures(capsys, tmp_path):
     (tmp_path / 'damaged.jpg').write_bytes(b'no image')
     given = [str(PHOTOGRAPH), str(tmp_path / 'damaged.jpg')]
@@ -425,14 +433,14 @@ def test_classify_writes_tables_and_pictures(capsys, tmp_path):
     rows = (tmp_path / 'a.csv').read_text(encoding='utf-8').splitlines()
     assert rows[0] == 'image,error,label,score,label_2,score_2' and ',sports car,0.87' in rows[1] and len(rows) == 3
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00001_sports_car.jpg', 'contact_sheet_001.jpg']
-    assert main(['classify', given[0], '--save', str(tmp_path / 'out')]) == 1
-    assert 'is there already' in capsys.readouterr().err
+    assert main(['classify', given[0], '--csv', str(tmp_path / 'a.csv'), '--save', str(tmp_path / 'out')]) == 1
+    assert 'is there already' in capsys.readouterr().err and (tmp_path / 'a.csv').read_text(encoding='utf-8').splitlines() == rows
     assert main(['classify', given[0], '-k', '1', '--csv', '-']) == 0
     assert capsys.readouterr().out.splitlines()[0] == 'image,error,label,score'
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '--json', '--csv', '-'],
+    [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '--json', '--csv', '-'], ['classify', 'x.jpg', '--csv', 'x', '--jsonl', 'x'],
     ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
     ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],

@@ -14,7 +14,7 @@ from .digests import sha256
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'folder_path', 'resolve', 'tag_for', 'write_checkpoint']
+__all__ = ['CARD', 'CONFIG', 'WEIGHTS', 'folder_card', 'folder_path', 'folder_to_make', 'resolve', 'tag_for', 'write_checkpoint']
 
 CARD, CONFIG, README, WEIGHTS = 'card.json', 'config.json', 'README.md', 'model.safetensors'
 
@@ -42,6 +42,19 @@ def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, T
 def folder_path(name: str | os.PathLike) -> Path:
     """The folder that a name means, which may begin with timm's 'local-dir:' or with ~."""
     return Path(os.fspath(name).removeprefix('local-dir:')).expanduser()
+
+
+def folder_to_make(name: str | os.PathLike) -> Path:
+    """The folder that a checkpoint is to be written to, which may begin with ~.
+
+    Raises:
+        ValueError: a checkpoint of this package is called so, which the name would mean wherever one is loaded.
+    """
+    try:
+        known = find_card(os.fspath(name))
+    except CardError:
+        return Path(name).expanduser()
+    raise ValueError(f'{name}: is the name of the checkpoint {known.name}; give the folder another')
 
 
 def resolve(name: str) -> tuple[str, Path | None]:

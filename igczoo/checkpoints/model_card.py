@@ -287,7 +287,8 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     """A Markdown table without the columns that are empty in every row; '' where there is no row."""
     columns = [column for column in dict.fromkeys(column for row in rows for column in row) if any(row.get(column) for row in rows)]
     lines = [columns, ['---'] * len(columns), *([row.get(column, '') for column in columns] for row in rows)] if rows else []
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    cells = ([cell.replace('|', '\\|') for cell in line] for line in lines)
+    return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
 
 
 def _write_all() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load
 from .card import Card, card_json, cards, find_card, read_card, weights_folder, write_card
 from .digests import sha256
 from .download import DownloadError
-from .folder import CARD, folder_card, folder_path
+from .folder import CARD, resolve
 from .hub import download_from_hub, hub_repo
 from .model_card import config_json, count_params, model_card, net_of
 from .store import StoreError, fetch
@@ -65,10 +65,8 @@ def publish(card: Card | str, to: str, dry_run: bool = True) -> Publication:
         PublishError: the weights are somebody else's or not what the card says, the hub refuses, or gives other bytes back. Unless the
             message says otherwise the card is as it was.
     """
-    if not isinstance(card, Card) and folder_card(card):
-        path = folder_path(card) / CARD
-    else:
-        path = weights_folder() / (card.name if isinstance(card, Card) else find_card(card).name) / CARD
+    folder = None if isinstance(card, Card) else resolve(card)[1]
+    path = (folder or weights_folder() / (card if isinstance(card, Card) else find_card(card)).name) / CARD
     found = read_card(path)
     if isinstance(card, Card) and card != found:
         raise PublishError(f'{path} is not the card given; write that one there first, or give the name {card.name!r}')

@@ -162,7 +162,7 @@ def _done(folder: Path, parts: Sequence[Part], notes: dict[str, Any]) -> dict[st
         left.unlink()
     names = {part.name for part in parts}
     done = {}
-    for file in sorted(path for path in folder.iterdir() if path.name != LOCK):
+    for file in sorted(path for path in folder.iterdir() if not path.name.startswith('.')):     # LOCK, and what Finder leaves
         if not file.match('part-*.parquet'):
             raise ValueError(f'{folder}: has other files, as {file.name}; give a new folder for the results')
         done[file.name] = read_notes(file)

@@ -49,7 +49,8 @@ class _Lines(Output):
     """Whole lines in a file, or on standard output for '-'; each is there before the next image."""
 
     def __init__(self, path: str):
-        self.file: TextIO = sys.stdout if path == '-' else open(path, 'w', encoding='utf-8', newline='')  # noqa: SIM115  closed by close
+        self.file: TextIO = sys.stdout if path == '-' else open(  # noqa: SIM115  closed by close
+            Path(path).expanduser(), 'w', encoding='utf-8', errors='backslashreplace', newline='')
 
     def close(self) -> None:
         if self.file is not sys.stdout:
@@ -87,7 +88,7 @@ class PictureOutput(Output):
     """
 
     def __init__(self, folder: str):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f'{folder}: is there already; name a folder that does not exist or is empty')
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +96,14 @@ class PictureOutput(Output):
 
     def write(self, image: str, outcome: Sequence[Prediction] | ImageError) -> None:
         self.count += 1
-        if isinstance(outcome, ImageError):
+        try:
+            photograph = None if isinstance(outcome, ImageError) else open_image(image)
+        except ImageError:      # a URL that answers no second time, or a file that is gone
+            photograph = None
+        if photograph is None:
             self._add(Tile(Image.new('RGB', (SIDE, SIDE), '#dddddd'), [(Path(image).name, INK), ('cannot be opened', WRONG)]))
             return
-        photograph, first = open_image(image), outcome[0]
+        first = outcome[0]
         # Two folders may hold files of one name: the number keeps them apart, and in order.
         labelled(photograph, outcome).save(self.folder / f'{self.count:05}_{Path(image).stem[:80]}.jpg', quality=90)
         self._add(Tile(thumbnail(photograph), [(f'{first.score:.0%} {first.label}', INK), (Path(image).name, INK)]))

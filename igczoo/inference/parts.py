@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.digests import stamp
-from .photograph import ImageError, find_images, image_name
+from .photograph import ImageError, as_given, find_images, image_name
 
 if TYPE_CHECKING:
     import pyarrow
@@ -188,13 +188,14 @@ def _is_url(name: str) -> bool:
 
 
 def _place(name: str, folder: str) -> str:
-    return name if _is_url(name) or name.startswith('~') else os.path.join(folder, name)
+    path = os.path.join(folder, name)
+    return name if _is_url(name) or (name.startswith('~') and not os.path.lexists(path)) else path
 
 
 def _stamp(name: str, folder: str) -> list[int] | None:
     """Size and time of the last change of a file; a file that is copied elsewhere with its time keeps them."""
     with suppress(OSError):     # of a folder that may not be read
-        found = None if _is_url(name) else stamp(Path(os.path.expanduser(_place(name, folder))))
+        found = None if _is_url(name) else stamp(as_given(_place(name, folder)))
         return found and found[2:4]
     return None
 

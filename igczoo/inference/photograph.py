@@ -5,10 +5,12 @@ import concurrent.futures
 import http.client
 import io
 import os
+import string
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ['Fit', 'ImageError', 'find_images', 'image_name', 'open_image']
+__all__ = ['Fit', 'ImageError', 'as_given', 'find_images', 'image_name', 'open_image']
 
 MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
@@ -195,11 +197,17 @@ def image_name(source: Any) -> str:
 
 # Where the bytes are ------------------------------------------------------------------------------------------------------------------
 
+def as_given(path: str | os.PathLike) -> Path:
+    """The path; ~ means a home only where no file is called so."""
+    path = Path(os.fsdecode(path))
+    return path if os.path.lexists(path) else path.expanduser()
+
+
 def _read(path: str | os.PathLike, name: str) -> bytes:
     try:
         if not os.fsdecode(path):
             raise ImageError(f'{name}: is an empty name; give the path of an image file, or an http(s) URL')
-        path = Path(os.fsdecode(path)).expanduser()
+        path = as_given(path)
         if path.is_dir():
             raise ImageError(f'{name}: is a folder; give the path of an image file')
         if path.exists() and not path.is_file():
@@ -246,6 +254,7 @@ def _fetch(url: str, name: str, until: concurrent.futures.Future | None) -> byte
 
 def _download(url: str, name: str) -> bytes:
     deadline = time.monotonic() + FETCH_SECONDS
+    url = urllib.parse.quote(url, safe=string.punctuation)       # letters beyond ASCII, and spaces
     request = urllib.request.Request(url, headers={'User-Agent': 'igczoo'})     # some sites refuse Python's own
     with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
         announced = response.length

@@ -2,6 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +17,8 @@ __all__ = ['INK', 'SIDE', 'WRONG', 'Tile', 'contact_sheet', 'labelled', 'thumbna
 MOST_PIXELS = 1024      # of the longer side of a labelled photograph
 LINES = 3               # of labels on it, at most
 SIDE, CAPTION, ACROSS, GAP = 160, 34, 6, 8      # pixels, and tiles in a row
+TEXT = 10               # pixels, below a tile
+FONTS = 'DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'Arial.ttf'     # which systems have, with more letters than Pillow's own
 INK, WRONG = '#222222', '#d1495b'
 
 
@@ -26,13 +32,13 @@ def labelled(image: Image.Image, predictions: Sequence[Prediction]) -> Image.Ima
     """A copy of a photograph, its longer side of 1024 pixels at most, with the likeliest labels on a dark band at its foot."""
     picture = thumbnail(image, MOST_PIXELS)
     size = max(11, picture.height // 28)
-    font, shown = ImageFont.load_default(size), predictions[:LINES]
+    shown = predictions[:LINES]
     band = Image.new('RGB', (picture.width, round(size * 1.4) * len(shown) + size // 2), 'black')
     top = picture.height - band.height
     picture.paste(Image.blend(picture.crop((0, top, picture.width, picture.height)), band, .65), (0, top))
     pen = ImageDraw.Draw(picture)
     for line, (label, score, _) in enumerate(shown):
-        text = _shortened(pen, f'{score:.0%}  {label}', picture.width - size, font)
+        text, font = _shortened(pen, f'{score:.0%}  {label}', picture.width - size, size)
         pen.text((size // 2, top + size // 4 + line * round(size * 1.4)), text, fill='white', font=font)
     return picture
 
@@ -47,7 +53,8 @@ def contact_sheet(tiles: Iterable[Tile]) -> Image.Image:
         left, top = GAP + place % ACROSS * (SIDE + GAP), GAP + place // ACROSS * (SIDE + CAPTION + GAP)
         sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
         for line, (text, colour) in enumerate(lines):
-            pen.text((left, top + SIDE + 2 + 15 * line), _shortened(pen, text, SIDE), fill=colour)
+            text, font = _shortened(pen, text, SIDE, TEXT)
+            pen.text((left, top + SIDE + 2 + 15 * line), text, fill=colour, font=font)
     return sheet
 
 
@@ -58,8 +65,21 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
     return small
 
 
-def _shortened(pen: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.ImageFont | None = None) -> str:
-    """As much of the text as is so wide."""
+def _shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """As much of the text as is so wide, in one line, and the font that it is so in."""
+    text = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+    font = ImageFont.load_default(size) if text.isascii() else _font_of_many_letters(size)
     while pen.textlength(text, font) > width and len(text) > 1:
         text = text[:-2].rstrip('.') + '.'
-    return text
+    return text, font
+
+
+@cache
+def _font_of_many_letters(size: int) -> ImageFont.FreeTypeFont:
+    """One with accents, Greek and Cyrillic, matplotlib's or the system's, if there is one; Pillow's own has ASCII only."""
+    matplotlib = find_spec('matplotlib')
+    shipped = [Path(matplotlib.origin).parent / 'mpl-data' / 'fonts' / 'ttf' / FONTS[0]] if matplotlib else []
+    for font in (*shipped, *FONTS):
+        with suppress(OSError):
+            return ImageFont.truetype(font, size)
+    return ImageFont.load_default(size)

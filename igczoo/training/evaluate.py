@@ -38,7 +38,12 @@ class Guess:
     """What was made of one image."""
     image: str                  # its file, or Parquet file and row
     label: str                  # of the data
+    index: int                  # of that class, by the classifier
     predictions: tuple[Prediction, ...]     # five at most, best first
+
+    @property
+    def is_right(self) -> bool:
+        return self.predictions[0].index == self.index      # two classes may have one name
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,19 @@ def evaluate_set(classifier: Labeller, dataset: Dataset, data: str, batch_size: 
     accuracy = Accuracy(
         dataset=Path(data).resolve().name, split='evaluation', by='igczoo', n=n, top1=round(100 * top1 / n, 2),
         top5=round(100 * top5 / n, 2), top1_interval=(round(100 * low, 2), round(100 * high, 2)))
+    names = _distinct(classifier.labels)
     return Evaluation(
-        accuracy, n / seconds, _class_scores(labels, indices[:, 0], classifier.labels),
-        _confusion(labels, indices[:, 0], classifier.labels), round(100 * _calibration_error(scores[:, 0], ranks == 0), 2), tuple(
-            Guess(dataset.name(row), classifier.labels[label], tuple(
+        accuracy, n / seconds, _class_scores(labels, indices[:, 0], names), _confusion(labels, indices[:, 0], names),
+        round(100 * _calibration_error(scores[:, 0], ranks == 0), 2), tuple(
+            Guess(dataset.name(row), classifier.labels[label], label, tuple(
                 Prediction(classifier.labels[index], score, index) for index, score in zip(best, values, strict=True)))
             for row, (label, best, values) in enumerate(zip(labels.tolist(), indices.tolist(), scores.tolist(), strict=True))))
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """The labels, those that several classes have with the number of the class."""
+    times = Counter(labels)
+    return [f'{label} ({index})' if times[label] > 1 else label for index, label in enumerate(labels)]
 
 
 def _class_scores(labels: Tensor, called: Tensor, names: Sequence[str]) -> tuple[ClassScore, ...]:

@@ -44,18 +44,19 @@ from tqdm import tqdm
 
 from ..checkpoints.card import Card, Preprocess, cards
 from ..checkpoints.digests import sha256
-from ..checkpoints.folder import CARD, folder_card, tag_for, write_checkpoint
+from ..checkpoints.folder import CARD, folder_card, folder_to_make, resolve, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
+from ..deployment.placement import check_placement
 from ..files import replacing
 from ..inference.classifier import Classifier, load
 from ..inference.photograph import Fit, ImageError
 from .augment import Augmentation
 from .evaluate import evaluate_set
 from .forms import training_form
-from .images import Part, open_photographs, read_squares
+from .images import FolderImages, Part, open_photographs, read_squares
 from .memory import keep_freed_memory
 from .split import copies_between, stratified_split
-from .train import write_run
+from .train import LOG, write_run
 
 __all__ = ['finetune']
 
@@ -156,22 +157,28 @@ def finetune(
     if freeze and not pretrained:
         raise ValueError('freeze keeps the layers as they are, and random ones know nothing; give one of freeze and pretrained=False')
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    check_placement(device, torch.float32)
+    folder, place = folder_to_make(out), _place(data)
     bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
     net, preprocess, base = _start(os.fspath(name), pretrained, seed)
-    photographs, evaluation = open_photographs(data)
+    photographs, evaluation = open_photographs(place)
+    if isinstance(photographs, FolderImages) and folder.resolve().is_relative_to(place):
+        raise ValueError(f'{out}: lies in {data}, where the next call would take it for a class; name a folder elsewhere')
     size = size or _best_size(preprocess.input_size[-1], photographs)
     preprocess = replace(preprocess, input_size=(3, size, size))
-    settings = Settings(model=os.fspath(name), data=_place(data), size=size, epochs=epochs, minutes=minutes,
+    settings = Settings(model=os.fspath(name), data=place, size=size, epochs=epochs, minutes=minutes,
                         freeze=freeze, pretrained=pretrained, seed=seed)
-    with _Run.open(Path(out), settings) as run:
-        if not run.finished:
+    with _Run.open(folder, settings) as run:
+        if run.finished:
+            _check_photographs(folder, [photographs, evaluation], place)
+        else:
             album = _read_album(photographs, evaluation, run.out, settings)
             net.reset_classifier(len(album.classes))
             net = net.to(device, memory_format=torch.channels_last)
             _Trainer(net, album, preprocess, settings, run, device, bf16).train(began)
             classifier = Classifier(net, create_transform(**asdict(preprocess), is_training=False), album.classes)
             _finish(run.out, classifier, album, preprocess, settings, base, data, report)
-    return load(out, device=device)
+    return load(folder.resolve(), device=device)
 
 
 def _place(data: str | Path) -> str:
@@ -180,7 +187,7 @@ def _place(data: str | Path) -> str:
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
     if device.type == 'cpu':
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()    # not in torch for macOS
     return device.type == 'cuda' and torch.cuda.is_bf16_supported()
 
 
@@ -194,11 +201,15 @@ def _start(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, Preproces
             raise ValueError(f'{name}: {" ".join(str(error).split())[:300]}; --scratch starts from random weights') from None
     else:
         net = load(name).model
-        base = folder_card(name) or cards().get(f'{net.pretrained_cfg["architecture"]}.{net.pretrained_cfg.get("tag")}')
+        _, folder = resolve(name)
+        base = (folder and folder_card(folder)) or cards().get(f'{net.pretrained_cfg["architecture"]}.{net.pretrained_cfg.get("tag")}')
         if not pretrained:
             cfg = net.pretrained_cfg
             net = timm.create_model(net.pretrained_cfg['architecture'])
             net.pretrained_cfg = cfg
+    if not isinstance(net.get_classifier(), nn.Linear):
+        raise ValueError(f'{name}: ends in {type(net.get_classifier()).__name__}, not in one linear classifier, which fine-tuning needs; '
+                         f'name another model')
     found = resolve_model_data_config(net)
     return net, Preprocess(tuple(found['input_size']), tuple(found['mean']), tuple(found['std']), found['interpolation'],
                            found['crop_pct'], found['crop_mode']), base
@@ -224,6 +235,8 @@ def _read_album(whole: Dataset, evaluation: Dataset | None, out: Path, settings:
     counts = torch.bincount(torch.tensor(whole.targets), minlength=len(classes))
     if len(classes) < 2:
         raise ValueError(f'{data}: has {len(classes)} class ({", ".join(classes)}); a classifier needs two at least')
+    if unfit := [name for name in classes if not name.isprintable()]:
+        raise ValueError(f'{data}: the class {unfit[0]!r} has letters that cannot be shown; rename it')
     if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise ValueError(f'{data}: the class {empty[0]!r} has no photograph to train on; add some or remove the class')
     if evaluation is not None and (strangers := sorted(set(evaluation.classes) - set(classes))):
@@ -266,11 +279,25 @@ def _write_split(out: Path, parts: list[tuple[Part, list[int], dict[int, str]]],
         writer.writerows((part.name(row), part.classes[part.targets[row]], split, notes.get(row, '')) for row in rows)
     writer.writerows((name, '', 'skipped', reason) for name, reason in skipped)
     with replacing(out / 'split.csv') as file:
-        file.write_text(table.getvalue(), encoding='utf-8')
+        file.write_text(_writable(table.getvalue()), encoding='utf-8')
     for name, reason in skipped[:5]:
         print(f'left out {name}: {reason.removeprefix(f"{name}: ")}', file=sys.stderr)
     if skipped[5:]:
         print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}', file=sys.stderr)
+
+
+def _check_photographs(out: Path, sets: list[Dataset | None], data: str) -> None:
+    """Raise ValueError unless the photographs of a finished run are those that there are now."""
+    with open(out / 'split.csv', encoding='utf-8', newline='') as file:
+        known = {row['file'] for row in csv.DictReader(file)}
+    found = {_writable(photographs.name(row)) for photographs in sets if photographs for row in range(len(photographs))}
+    if known != found:
+        raise ValueError(f'{out}: holds a finished run of other photographs than {data} has now; name another folder')
+
+
+def _writable(text: str) -> str:
+    """Text with what no file of text can hold, as of names that are not UTF-8, written as Python escapes it."""
+    return text.encode('utf-8', 'backslashreplace').decode()
 
 
 # The run ------------------------------------------------------------------------------------------------------------------------------
@@ -296,7 +323,9 @@ class _Run:
             raise ValueError(f'{out}: is a folder of something else; name one that does not exist')
         is_new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
-        if (out / 'settings.json').exists():
+        for left in out.glob('.*.part'):     # of a run that was killed
+            left.unlink()
+        if path.exists() or (out / CARD).exists():
             done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
             if done != asdict(settings):
                 differing = ', '.join(f'{key} {value}' for key, value in done.items() if asdict(settings).get(key) != value)
@@ -304,7 +333,7 @@ class _Run:
         with replacing(out / 'settings.json') as file:
             file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
         try:
-            yield cls(out, settings, torch.load(path, weights_only=True) if path.exists() else None)
+            yield cls(out, settings, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
         except BaseException:
             if is_new and not path.exists():
                 shutil.rmtree(out)
@@ -327,7 +356,9 @@ class _Trainer:
         self.augment = Augmentation(_Views.of(preprocess), album.images)
         self.batch = min(BATCH, len(album.images))
         self.model = training_form(net, device)
-        self.window = max(32, round(settings.size * WINDOW / 32) * 32) if settings.size > 64 else settings.size     # whole maps throughout
+        self.window = max(32, round(settings.size * WINDOW / 32) * 32)      # whole maps throughout
+        if settings.size <= 64 or net.pretrained_cfg.get('fixed_input_size'):
+            self.window = settings.size
         self.scale = torch.zeros(())        # of the features, by which the classifier's weights are held small
 
     def train(self, began: float) -> None:
@@ -604,8 +635,9 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
     if report and result:
         from .report import draw, is_installed
         if is_installed():
-            draw(out, result, album.evaluation, settings.model)
-    (out / '.photographs.npy').unlink(missing_ok=True)
+            draw(out, result, album.evaluation, settings.model, out / LOG)
+    with suppress(PermissionError):     # of Windows, for it is still in use
+        (out / '.photographs.npy').unlink(missing_ok=True)
     write_checkpoint(out, card, net.state_dict())
     (out / 'checkpoint.pt').unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import csv
 import inspect
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -42,7 +43,8 @@ __all__ = [
     'stack_images',
 ]
 
-EVALUATION_SPLITS = ('test', 'val', 'validation')   # what data sets call the labelled split that training never sees
+EVALUATION_SPLITS = 'test', 'val', 'valid', 'validation'    # what data sets call the labelled split that training never sees
+OTHER_SPELLINGS = 'training', 'testing'                     # of splits, which nothing here opens
 LABEL_COLUMNS = 'label', 'class', 'target'      # what a CSV list's column of labels may be called
 
 
@@ -82,7 +84,8 @@ class ParquetImages(_Photographs):
             try:
                 table = pyarrow.parquet.read_table(file)
                 classes = json.loads(table.schema.metadata[b'huggingface'])['info']['features']['label']['names']
-                self.encoded.append(table['image'].combine_chunks().field('bytes'))
+                image = table['image']      # in chunks, which of more than 2 GiB could not be one
+                self.encoded.append(pyarrow.chunked_array([chunk.field('bytes') for chunk in image.chunks], image.type['bytes'].type))
                 targets = table['label'].to_pylist()
             except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{file}: is no Parquet file with columns image (bytes, path) and label, and the class names under "
@@ -130,6 +133,13 @@ class FolderImages(_Photographs, ImageFolder):
 
     def __init__(self, folder: str | Path, transform: Callable[[Image.Image], Any] | None = None):
         super().__init__(str(folder), transform)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The folders' names, but of hidden ones, which Jupyter and others make."""
+        classes = _folders(Path(directory))
+        if not classes:
+            raise FileNotFoundError(f'holds no folder of a class ({directory})')
+        return classes, {name: index for index, name in enumerate(classes)}
 
     @staticmethod
     def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
@@ -180,13 +190,15 @@ class TorchvisionImages(_Photographs):
 
 
 class Part(_Photographs):
-    """Some rows of a set, perhaps by other numbers of the classes."""
+    """Some rows of a set, perhaps by the numbers that other classes give the same names."""
 
     def __init__(self, whole: Dataset, rows: Sequence[int], classes: Sequence[str] | None = None):
         self.whole, self.rows = whole, list(rows)
         self.classes = list(whole.classes if classes is None else classes)
-        number = {name: index for index, name in enumerate(self.classes)}
-        self.targets = [number[whole.classes[whole.targets[row]]] if classes is not None else whole.targets[row] for row in self.rows]
+        self.targets = [whole.targets[row] for row in self.rows]
+        if self.classes != list(whole.classes):     # where they are equal, two of them may have one name
+            number = {name: index for index, name in enumerate(self.classes)}
+            self.targets = [number[whole.classes[target]] for target in self.targets]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -213,8 +225,8 @@ def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
 
     Args:
         path: what `open_split` reads; or a folder of one folder a class, one of Parquet files of any names, one Parquet file; or a CSV
-            file with a head line and columns file (relative to the CSV file), label and perhaps split (train, val, validation or test);
-            or `torchvision:NAME:ROOT`, a set of `torchvision.datasets` that lies in ROOT.
+            file with a head line and columns file (relative to the CSV file), label and perhaps split (train, val, valid, validation or
+            test); or `torchvision:NAME:ROOT`, a set of `torchvision.datasets` that lies in ROOT.
 
     Raises:
         ValueError: nothing readable is there, or its labels or classes are wrong; one line says what.
@@ -228,6 +240,7 @@ def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
         return ParquetImages([path]), None
     if not path.is_dir():
         raise ValueError(f'{path}: is no folder, no CSV file and no Parquet file; give the folder that holds a folder a class')
+    _check_splits(path)
     if _has_split(path, 'train') or (path / CIFAR10.base_folder).is_dir():
         train = open_split(path, train=True)
         evaluation = (path / CIFAR10.base_folder).is_dir() or any(_has_split(path, split) for split in EVALUATION_SPLITS)
@@ -238,6 +251,24 @@ def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
         return FolderImages(path), None
     except (FileNotFoundError, ImageError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split())}; give a folder that holds one folder of photographs a class') from None
+
+
+def _folders(path: Path) -> list[str]:
+    """The names of the folders in a folder that are not hidden."""
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def _check_splits(path: Path) -> None:
+    """Raise ValueError where the names of folders could be meant as splits or as classes, or as splits that nothing here opens."""
+    folders, known = _folders(path), ('train', *EVALUATION_SPLITS)
+    others = [name for name in folders if name not in known]
+    if others and all(name.lower() in (*known, *OTHER_SPELLINGS) for name in folders):
+        raise ValueError(f'{path}: has the folder {others[0]}, which looks like a split and not like a class; splits are called train and '
+                         f'{", ".join(EVALUATION_SPLITS[:-1])} or {EVALUATION_SPLITS[-1]}; rename it')
+    if others and 'train' in folders and not any(_has_split(path, split) for split in EVALUATION_SPLITS):
+        raise ValueError(f'{path}: has the folders train and {others[0]}, so that train may be a split or a class; rename train if it is a '
+                         f'class, else give a folder with train alone')
 
 
 def _has_split(path: Path, split: str) -> bool:
@@ -252,7 +283,8 @@ def _open_list(path: Path) -> tuple[Dataset, Dataset | None]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f'{path}: cannot be read as CSV ({error})') from None
-    files, labels = (next((heads[name] for name in names if name in heads), None) for names in (FILE_COLUMNS, LABEL_COLUMNS))
+    files, labels, splits = (next((heads[name] for name in names if name in heads), None)
+                             for names in (FILE_COLUMNS, LABEL_COLUMNS, ('split',)))
     if files is None or labels is None:
         raise ValueError(f'{path}: its head line is {",".join(reader.fieldnames or ())!r}; it must name a column '
                          f'{" or ".join(FILE_COLUMNS)}, and one {" or ".join(LABEL_COLUMNS)}')
@@ -260,7 +292,7 @@ def _open_list(path: Path) -> tuple[Dataset, Dataset | None]:
         raise ValueError(f'{path}: has no rows; give a line for each photograph')
     parts: dict[str, list[tuple[Path, str]]] = {'train': [], 'evaluation': []}
     for number, row in enumerate(rows, start=2):
-        name, label, split = ((row.get(column) or '').strip() for column in (files, labels, heads.get('split', '')))
+        name, label, split = (((column is not None and row.get(column)) or '').strip() for column in (files, labels, splits))
         if not name or not label:
             raise ValueError(f'{path}, line {number}: has no {"file" if not name else "label"}; fill it in or remove the line')
         if split and split not in ('train', *EVALUATION_SPLITS):
@@ -297,7 +329,7 @@ def _first_that_opens(kind: type, root: str, choices: list[dict], spec: str) -> 
             return TorchvisionImages(kind(root, **options))
         except ValueError:      # of a split it has not
             continue
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ImportError, TypeError) as error:     # TypeError: of a set that has no single label an image
             raise ValueError(f'{spec}: {" ".join(str(error).split())[:300]}') from None
     if choices:
         raise ValueError(f'{spec}: has no split that is known here')
@@ -308,8 +340,8 @@ def open_split(path: str | Path, train: bool, transform: Callable[[Image.Image],
     """Open the training or the evaluation split of the data set at ``path``. Photographs are opened by `photograph.open_image`.
 
     Args:
-        path: one Parquet file, a folder of Parquet files (train-*.parquet; test-*, val-* or validation-*), a folder with folders train/ and
-            test/, val/ or validation/ of one folder a class, or the root torchvision keeps CIFAR-10 in.
+        path: one Parquet file, a folder of Parquet files (train-*.parquet; test-*, val-*, valid-* or validation-*), a folder with folders
+            train/ and test/, val/, valid/ or validation/ of one folder a class, or the root torchvision keeps CIFAR-10 in.
         train: the training split, otherwise the evaluation split: of those there are the first whose images have labels.
         transform: applied to each RGB image.
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from ..checkpoints.folder import CARD
 from ..files import replacing
 from ..inference.pictures import INK, WRONG, Tile, contact_sheet
 from .evaluate import Evaluation, Guess
 
-__all__ = ['draw', 'is_installed', 'write_predictions', 'write_report']
+__all__ = ['check_predictions', 'check_report', 'draw', 'is_installed', 'write_predictions', 'write_report']
 
 TILES = 24              # photographs on the sheet of mistakes
 MOST_CLASSES = 40       # that a confusion matrix has names and numbers for
@@ -26,14 +27,20 @@ def is_installed() -> bool:
     return find_spec('matplotlib') is not None
 
 
-def draw(folder: Path, result: Evaluation, photographs: Dataset, title: str) -> list[Path]:
-    """Write curves.png (where there is a log.csv), confusion.png, calibration.png and mistakes.png into ``folder``.
+def _check_installed() -> None:
+    if not is_installed():
+        raise ValueError("pictures need matplotlib; install it by pip install 'igczoo[report]'")
+
+
+def draw(folder: Path, result: Evaluation, photographs: Dataset, title: str, log: Path | None = None) -> list[Path]:
+    """Write curves.png (of a log), confusion.png, calibration.png and mistakes.png into ``folder``.
 
     Args:
         folder: of the run or report; it exists.
         result: of ``photographs``.
         photographs: the set that was measured, without a transform.
         title: what was measured.
+        log: of the training, as `train.write_run` writes it, if there is one.
 
     Returns:
         The files.
@@ -41,12 +48,11 @@ def draw(folder: Path, result: Evaluation, photographs: Dataset, title: str) -> 
     Raises:
         ValueError: matplotlib is not installed.
     """
-    if not is_installed():
-        raise ValueError("pictures need matplotlib; install it by pip install 'igczoo[report]'")
+    _check_installed()
     pictures = {'confusion.png': _confusion(result, title), 'calibration.png': _calibration(result)}
-    if (folder / 'log.csv').exists():
-        pictures = {'curves.png': _curves(folder / 'log.csv')} | pictures
-    if mistakes := [(row, guess) for row, guess in enumerate(result.guesses) if guess.predictions[0].label != guess.label]:
+    if log and log.exists():
+        pictures = {'curves.png': _curves(log)} | pictures
+    if mistakes := [(row, guess) for row, guess in enumerate(result.guesses) if not guess.is_right]:
         pictures['mistakes.png'] = _contact_sheet(mistakes, photographs)
     for name, data in pictures.items():
         with replacing(folder / name) as file:
@@ -62,15 +68,31 @@ def write_predictions(path: str | Path, result: Evaluation) -> None:
     for guess in result.guesses:
         first = guess.predictions[0]
         best = '; '.join(f'{one.label} {one.score:.4f}' for one in guess.predictions)
-        writer.writerow((guess.image, guess.label, first.label, f'{first.score:.6f}', int(first.label == guess.label), best))
-    with replacing(path) as file:
-        file.write_text(table.getvalue(), encoding='utf-8')
+        writer.writerow((guess.image, guess.label, first.label, f'{first.score:.6f}', int(guess.is_right), best))
+    with replacing(Path(path).expanduser()) as file:
+        file.write_text(table.getvalue(), encoding='utf-8', errors='backslashreplace')
+
+
+def check_report(folder: str | Path) -> None:
+    """Raise ValueError where a report cannot be written, before what it is to show is computed; makes the folder."""
+    _check_installed()
+    folder = Path(folder).expanduser()
+    if (folder / CARD).exists():
+        raise ValueError(f'{folder}: is a checkpoint, with pictures of its own; name another folder for the report')
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_predictions(path: str | Path) -> None:
+    """Raise ValueError where a file cannot be written, for `write_predictions`."""
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f'{path}: {"is a folder" if path.is_dir() else f"there is no folder {path.parent}"}; name a file to write')
 
 
 def write_report(folder: str | Path, result: Evaluation, photographs: Dataset, title: str) -> Path:
     """Write index.html, which holds all it shows, beside the pictures and predictions.csv; gives its path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_report(folder)
+    folder = Path(folder).expanduser()
     pictures = draw(folder, result, photographs, title)
     write_predictions(folder / 'predictions.csv', result)
     accuracy, (low, high) = result.accuracy, result.accuracy.top1_interval
@@ -89,7 +111,7 @@ top-5 {accuracy.top5:.2f} %, calibration error {result.calibration_error:.2f} %.
 <h2>Classes</h2><table><tr><th>class<th>images<th>recall, %<th>precision, %{rows}</table>
 '''
     with replacing(folder / 'index.html') as file:
-        file.write_text(page, encoding='utf-8')
+        file.write_text(page, encoding='utf-8', errors='backslashreplace')
     return folder / 'index.html'
 
 
@@ -131,9 +153,10 @@ def _curves(log: Path) -> bytes:
 
 
 def _confusion(result: Evaluation, title: str) -> bytes:
-    names = [one.label for one in result.classes]
-    counts = [[result.confusion.get(label, {}).get(guess, 0) for guess in names] for label in names]
+    labels = [one.label for one in result.classes]
+    counts = [[result.confusion.get(label, {}).get(guess, 0) for guess in labels] for label in labels]
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    names, title = [_plain(label) for label in labels], _plain(title)
     few = len(names) <= MOST_CLASSES
     side = 2.5 + .38 * len(names) if few else 10
     figure, axes = _figure(side + 1, side)
@@ -149,11 +172,16 @@ def _confusion(result: Evaluation, title: str) -> bytes:
     return _png(figure)
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib draws as it is: of what lies between two dollars it would make a formula."""
+    return text.replace('$', r'\$')
+
+
 def _calibration(result: Evaluation, bins: int = 10) -> bytes:
     """Top-1 of the images whose score lies in each tenth; on the diagonal a score means what it says."""
     groups: list[list[bool]] = [[] for _ in range(bins)]
     for guess in result.guesses:
-        groups[min(int(guess.predictions[0].score * bins), bins - 1)].append(guess.predictions[0].label == guess.label)
+        groups[min(int(guess.predictions[0].score * bins), bins - 1)].append(guess.is_right)
     figure, axes = _figure(5, 4.5)
     axes.plot([0, 100], [0, 100], color='grey', linewidth=1, linestyle='--')
     places = [100 * (place + .5) / bins for place, group in enumerate(groups) if group]

@@ -24,8 +24,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Card, Preprocess
-from ..checkpoints.folder import tag_for, write_checkpoint
+from ..checkpoints.folder import folder_to_make, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
+from ..deployment.placement import check_placement
 from ..files import replacing
 from ..inference.classifier import Classifier
 from ..nets.net import Net
@@ -37,7 +38,9 @@ from .memory import keep_freed_memory
 from .recipes import Recipe, teacher_fault
 from .soft_labels import Lesson, SoftLabels, digest, distillation
 
-__all__ = ['train', 'write_run']
+__all__ = ['LOG', 'train', 'write_run']
+
+LOG = 'log.csv'
 
 
 def train(
@@ -88,7 +91,9 @@ def train(
     keep_freed_memory()
     if fault := teacher_fault(recipe, teacher is not None):
         raise ValueError(fault)
+    out = folder_to_make(out)
     device, rank, world = _join_processes(device)
+    check_placement(device, torch.float32)
     torch.manual_seed(seed)
     net = timm.create_model(recipe.model, num_classes=recipe.num_classes) if start is None else start
     net = net.to(device, memory_format=torch.channels_last)
@@ -278,5 +283,5 @@ def write_run(out: Path, state: dict[str, Any]) -> None:
     writer = csv.DictWriter(table, state['log'][-1], lineterminator='\n')
     writer.writeheader()
     writer.writerows(state['log'])
-    with replacing(out / 'log.csv') as file:
+    with replacing(out / LOG) as file:
         file.write_text(table.getvalue(), encoding='utf-8')

@@ -134,7 +134,7 @@ def test_sections():
 | CIFAR-10 | test |  | 94.50 |  |  | the authors | not measured here |
 
 '''
-    assert section(text, 'Where it comes from') == 'Trained here.\n\nThe recipe: `igczoo train the_recipe --data DATA`.\n\n'
+    assert section(text, 'Where it comes from') == 'Trained here.\n\nThe recipe: `igczoo train the_recipe --data DATA --bf16`.\n\n'
     assert section(text, 'Limits') == 'Small images only.\n\n'
     assert section(text, 'Terms') == 'Licence of the weights: apache-2.0. Cite them.\n\n'
     assert '@inproceedings' in section(text, 'Citation') and len(section(text, 'Use').splitlines()) == 8

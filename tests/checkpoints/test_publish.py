@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,16 @@ def test_wrong_calls(hub, card, path):
     with pytest.raises(CardError, match='card lacks'):
         publish(card, 'birds')
     assert not hub.requests
+
+
+def test_a_checkpoints_name_means_the_checkpoint(hub, card, path, tmp_path, monkeypatch):
+    """As it does to load, though there is a folder of that name."""
+    mine = Path(shutil.copytree(path.parent, tmp_path / 'here' / card.name))
+    rewrite(mine / 'card.json', sha256='0' * 64)
+    monkeypatch.chdir(mine.parent)
+    assert publish(card.name, 'birds').repo == REPO
+    with pytest.raises(PublishError):
+        publish(f'local-dir:{card.name}', 'birds')
 
 
 def test_command(hub, card, path, capsys):

@@ -59,3 +59,25 @@ def test_pictures_of_files_of_one_name_are_kept_apart(tmp_path):
         assert sheet.size == (3 * 168 + 8, 202 + 8)
     with pytest.raises(ValueError, match='is there already'):
         PictureOutput(str(tmp_path / 'out'))
+
+
+def test_a_photograph_that_opens_no_second_time_stops_nothing(tmp_path):
+    with PictureOutput(str(tmp_path / 'out')) as output:
+        output.write(str(tmp_path / 'gone.png'), FOUND)
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['contact_sheet_001.jpg']
+
+
+def test_names_of_any_letters(tmp_path):
+    """Line breaks are drawn as spaces; letters beyond ASCII by a font that has them; bytes that are no text are escaped."""
+    def drawn(label: str) -> np.ndarray:
+        sheet = contact_sheet([Tile(Image.new('RGB', (9, 9)), [(label, INK), ('two\nlines', INK)])])
+        labelled(Image.new('RGB', (300, 300)), [Prediction(label, .5, 0)])
+        return np.asarray(sheet)[168:185]
+
+    assert not (drawn('\u00e9\u00e9') == drawn('\u0436\u0436')).all() and not (drawn('\u00e9\u00e9') == drawn('ee')).all()
+    name = b'caf\xe9.jpg'.decode('utf-8', 'surrogateescape')
+    with CsvOutput(str(tmp_path / 'a.csv'), 1) as table, JsonLinesOutput(str(tmp_path / 'a.jsonl')) as lines:
+        for output in (table, lines):
+            output.write(name, FOUND[:1])
+    assert 'caf\\udce9.jpg,,school bus' in (tmp_path / 'a.csv').read_text(encoding='utf-8')
+    assert 'caf\\udce9.jpg' in (tmp_path / 'a.jsonl').read_text(encoding='utf-8')

@@ -531,7 +531,7 @@ def test_photo_at_a_url(url, photo):
 
 @pytest.mark.parametrize('path, found', [
     ('nothing', '404'), ('page', '<html>'), ('empty', 'empty'), ('cut', 'bytes'), ('announced', 'more than'),
-    ('loop', '302'), ('away', '302'), ('garbage', 'cannot be fetched'), ('white space', 'cannot be fetched')])
+    ('loop', '302'), ('away', '302'), ('garbage', 'cannot be fetched'), ('white space, caf\u00e9', '404')])
 def test_url_without_an_image(url, path, found):
     with one_line(url + path, found):
         open_image(url + path)

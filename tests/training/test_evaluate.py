@@ -15,7 +15,7 @@ from torchvision.transforms import Compose, Resize
 
 from igczoo.inference.classifier import Classifier
 from igczoo.inference.photograph import open_image
-from igczoo.training.evaluate import _calibration_error, count_correct, evaluate, wilson_interval
+from igczoo.training.evaluate import _calibration_error, count_correct, evaluate, evaluate_set, wilson_interval
 from igczoo.training.images import open_split
 from igczoo.training.report import write_report
 
@@ -102,6 +102,21 @@ def test_equal_logits_are_no_success(data):
 
     result = evaluate(Classifier(Undecided(), to_tensor, ['red', 'green', 'blue']), data)
     assert result.accuracy.top1 == 33.33 and result.accuracy.top5 == 100.
+
+
+def test_classes_of_one_name_are_kept_apart(data, tmp_path):
+    """red, green and blue, of which the last two are called crane, as are a bird and a machine in ImageNet."""
+    classifier, dataset = Classifier(MeanColour(), to_tensor, ['red', 'crane', 'crane']), open_split(data, train=False)
+    dataset.classes = list(classifier.labels)
+    dataset.targets = [{0: 2, 1: 1, 2: 0}[target] for target in dataset.targets]        # of blue, green and red
+    result = evaluate_set(classifier, dataset, 'x')
+    assert result.confusion == {
+        'red': {'red': 2, 'crane (1)': 1}, 'crane (1)': {'crane (1)': 3}, 'crane (2)': {'crane (2)': 2, 'crane (1)': 1}}
+    assert [one.label for one in result.classes] == ['red', 'crane (1)', 'crane (2)']
+    assert sum(guess.is_right for guess in result.guesses) == 7
+    write_report(tmp_path / 'report', result, dataset, 'from $5 to $10')
+    with open(tmp_path / 'report' / 'predictions.csv', newline='') as file:
+        assert sum(row['correct'] == '1' for row in csv.DictReader(file)) == 7
 
 
 def test_the_report_holds_everything(data, tmp_path):

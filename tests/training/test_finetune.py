@@ -1,6 +1,7 @@
 """Fine-tuning: from photographs of any layout to a checkpoint folder, exactly again after a kill, and one line for what is wrong."""
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,70 @@ def test_a_finished_run_is_loaded_and_other_settings_are_refused(run, photos):
     assert (run / 'model.safetensors').stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r'holds a run of other settings .*epochs 3.*; name another folder'):
         finetune(NAME, photos, run, epochs=4)
+
+
+def test_a_finished_run_of_other_photographs_is_refused(run, photos, tmp_path):
+    shutil.copytree(run, tmp_path / 'mine')
+    shutil.copytree(photos, tmp_path / 'photos')
+    settings = tmp_path / 'mine' / 'settings.json'
+    settings.write_text(settings.read_text().replace(str(photos), str(tmp_path / 'photos')))
+    split = tmp_path / 'mine' / 'split.csv'
+    split.write_text(split.read_text().replace(str(photos), str(tmp_path / 'photos')))
+    finetune(NAME, tmp_path / 'photos', tmp_path / 'mine', epochs=3)
+    shutil.copy(photos / 'red' / '00.png', tmp_path / 'photos' / 'red' / 'more.png')
+    with pytest.raises(ValueError, match=r'holds a finished run of other photographs than .* has now; name another folder'):
+        finetune(NAME, tmp_path / 'photos', tmp_path / 'mine', epochs=3)
+
+
+def test_the_data_may_be_named_otherwise_and_the_home_by_a_tilde(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv('HOME', str(run.parent))
+    assert finetune(NAME, 'photos', '~/mine', epochs=3).labels == ('blue', 'green', 'red')      # the finished run
+    assert not (photos.parent / '~').exists()
+    assert all(row['file'].startswith(str(photos)) for row in read_csv(run / 'split.csv'))
+
+
+def test_a_folder_that_could_not_be_used_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'igcnet18: is the name of the checkpoint igcnet18\.tinyimagenet; give the folder another'):
+        finetune(NAME, photos, 'igcnet18')
+    with pytest.raises(ValueError, match=r'lies in .*, where the next call would take it for a class; name a folder elsewhere'):
+        finetune(NAME, photos, photos / 'mine')
+    with pytest.raises(ValueError, match="device is 'xpu', which cannot be used here"):
+        finetune(NAME, photos, 'x', device='xpu')
+    assert not list(tmp_path.iterdir()) and not (photos / 'mine').exists()
+
+
+def test_what_a_killed_start_left_is_no_run(photos, tmp_path):
+    (tmp_path / 'settings.json').write_text('{"size": 3}')
+    (tmp_path / '.checkpoint.pt.0123.part').write_bytes(b'half')
+    finetune(NAME, photos, tmp_path, freeze=True, report=False)
+    assert not list(tmp_path.glob('.*')) and (tmp_path / 'card.json').exists()
+
+
+def test_names_of_any_letters(tmp_path):
+    """A line break in a file's name is drawn as a space, and dollars are no formula; a class whose name cannot be shown is refused."""
+    data = write_photographs(tmp_path / 'data', 6, colours={'$1_$': (60, 60, 190), 'a | b': (70, 70, 180)})
+    (data / '$1_$' / '00.png').rename(data / '$1_$' / os.fsdecode(b'two\nlines \xe9.png'))
+    finetune(NAME, data, tmp_path / 'mine', freeze=True)
+    assert (tmp_path / 'mine' / 'confusion.png').exists() and 'lines \\udce9.png' in (tmp_path / 'mine' / 'split.csv').read_text()
+    finetune(NAME, data, tmp_path / 'mine', freeze=True)
+    (data / 'a | b').rename(data / 'a\nb')
+    with pytest.raises(ValueError, match=r"the class 'a\\nb' has letters that cannot be shown; rename it"):
+        finetune(NAME, data, tmp_path / 'other', freeze=True)
+
+
+def test_processors_without_mkldnn(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.ops, 'mkldnn', None)
+    assert module._is_fast_at_bf16(torch.device('cpu')) is False
+
+
+def test_nets_of_timms_that_are_otherwise(photos, tmp_path):
+    with pytest.raises(ValueError, match='timm:levit_128s: ends in tuple, not in one linear classifier, which fine-tuning needs'):
+        finetune('timm:levit_128s', photos, tmp_path / 'x', pretrained=False)
+    finetune('timm:test_vit', photos, tmp_path / 'mine', epochs=1, pretrained=False, report=False)      # takes one size only
+    assert read_card(tmp_path / 'mine' / 'card.json').model == 'test_vit'
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(run, photos, tmp_path, monkeypatch):

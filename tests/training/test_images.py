@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from igczoo.inference.photograph import Fit, ImageError
-from igczoo.training.images import ListedImages, ParquetImages, Part, open_split, read_squares, stack_images
+from igczoo.training.images import ListedImages, ParquetImages, Part, open_photographs, open_split, read_squares, stack_images
 
 CLASSES = ['cat', 'dog']
 
@@ -55,6 +55,63 @@ def test_parquet_in_several_files(tmp_path, pictures):
     assert train.classes == CLASSES
     assert len(val) == 2
     assert open_split(tmp_path / 'val-00000-of-00001.parquet', train=False)[1][1] == 1
+
+
+def folders(root, *names) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(root / name / 'a.png')
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    folders(tmp_path, 'cat', 'dog', '.thumbnails')
+    (tmp_path / '.ipynb_checkpoints').mkdir()
+    assert open_photographs(tmp_path)[0].classes == ['cat', 'dog']
+
+
+def test_valid_is_a_split(tmp_path):
+    folders(tmp_path, 'train/cat', 'train/dog', 'valid/cat', 'valid/dog')
+    train, evaluation = open_photographs(tmp_path)
+    assert (len(train), len(evaluation), len(open_split(tmp_path, train=False))) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(('names', 'message'), [
+    (('Train/cat', 'Test/cat'), 'has the folder Test, which looks like a split and not like a class; splits are called train and test,'),
+    (('train/cat', 'testing/cat'), 'has the folder testing, which looks like a split'),
+    (('bus', 'car', 'train'), 'has the folders train and bus, so that train may be a split or a class; rename train if it is a class'),
+    (('bus', 'train/steam', 'train/diesel'), 'has the folders train and bus'),
+])
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, names, message):
+    folders(tmp_path, *names)
+    with pytest.raises(ValueError, match=message):
+        open_photographs(tmp_path)
+
+
+def test_other_folders_beside_the_splits_are_left_alone(tmp_path):
+    folders(tmp_path, 'train/cat', 'val/cat', 'annotations')
+    assert [part.classes for part in open_photographs(tmp_path)] == [['cat'], ['cat']]
+
+
+def test_a_list_that_pandas_wrote_with_its_index(tmp_path):
+    (tmp_path / 'a.csv').write_text(',file,label\n0,x.png,cat\n1,y.png,dog\n')
+    train, evaluation = open_photographs(tmp_path / 'a.csv')
+    assert train.files == [tmp_path / 'x.png', tmp_path / 'y.png'] and train.targets == [0, 1] and evaluation is None
+
+
+def test_a_part_keeps_classes_of_one_name_apart(tmp_path):
+    whole = ListedImages([tmp_path / 'a', tmp_path / 'b'], [0, 1], ['crane', 'crane'])
+    assert Part(whole, [0, 1], ['crane', 'crane']).targets == [0, 1]
+    assert Part(ListedImages([tmp_path / 'a'], [0], ['dog']), [0], CLASSES).targets == [1]
+
+
+def test_images_of_several_row_groups(tmp_path, pictures, monkeypatch):
+    """They stay in chunks: one would have to be under 2 GiB."""
+    write_parquet(tmp_path / 'a.parquet', pictures)
+    table = pyarrow.parquet.read_table(tmp_path / 'a.parquet')
+    pyarrow.parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=2)
+    monkeypatch.setattr(pyarrow.parquet, 'read_table', lambda file: pyarrow.concat_tables([table[:1], table[1:5], table[5:]]))
+    dataset = ParquetImages([tmp_path / 'a.parquet'])
+    assert dataset.encoded[0].num_chunks == 3 and torch.equal(stack_images(dataset, 8)[0], expected(pictures))
 
 
 def test_folders_of_classes(tmp_path, pictures):

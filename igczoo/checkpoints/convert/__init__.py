@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...nets.families import build, timm_cfg
 from ..card import cards
+from ..folder import folder_to_make
 from . import igc, igcv3
 from .keys import to_state_dict
 from .mxnet import read_params
@@ -73,7 +74,7 @@ def convert_folder(path: str | os.PathLike, model_name: str, out: str | os.PathL
     Raises:
         ValueError, OSError: as `convert_checkpoint`, or ``out`` exists; no folder is left.
     """
-    out = Path(out)
+    out = folder_to_make(out)
     if out.exists():
         raise ValueError(f'{out} exists; name a folder that does not')
     state_dict = convert_checkpoint(path, model_name)
