@@ -428,10 +428,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .training.images import open_split
     from .training.report import check_predictions, check_report, write_predictions, write_report
     name = _name(arguments)
-    if arguments.csv:           # before anything is computed
-        check_predictions(arguments.csv)
-    if arguments.report:
+    if arguments.report:        # before anything is computed
         check_report(arguments.report)
+    if arguments.csv and Path(arguments.csv).parent != Path(arguments.report or arguments.csv):     # the report's folder will be there
+        check_predictions(arguments.csv)
     if exported := name.endswith('.onnx'):
         _refuse_what_onnx_cannot(arguments)
     dataset = open_split(arguments.data, train=False)
@@ -440,9 +440,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     else:
         classifier = load(name, arguments.device, deploy=bool(arguments.deploy), exact=arguments.exact)
     result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
+    page = write_report(arguments.report, result, dataset, f'{name} on {result.accuracy.dataset}') if arguments.report else None
     if arguments.csv:
         write_predictions(arguments.csv, result)
-    page = write_report(arguments.report, result, dataset, f'{name} on {result.accuracy.dataset}') if arguments.report else None
     if arguments.json:
         return _print_json({key: value for key, value in asdict(result).items() if key != 'guesses'})
     print(evaluation_page(name, result))
@@ -474,7 +474,7 @@ def _train(arguments: argparse.Namespace) -> None:
     recipe = find_recipe(arguments.recipe)
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs)
-    out = Path(arguments.out or Path('runs') / arguments.recipe)
+    out = arguments.out or f'runs/{arguments.recipe}'
     if fault := teacher_fault(recipe, arguments.teacher is not None):
         arguments.wrong(f'{arguments.recipe}: {fault}')
     teacher = load(arguments.teacher) if arguments.teacher else None
@@ -515,7 +515,8 @@ def _bench(arguments: argparse.Namespace) -> None:
     from .checkpoints.folder import folder_card
     from .deployment.bench import bench, host, ratio, table
     name, size = _name(arguments), arguments.size
-    if not timm.is_model(name) and (card := folder_card(name)):
+    is_architecture = '.' not in name and timm.is_model(name)       # a folder may be called so too
+    if not is_architecture and (card := folder_card(name)):
         name, size = card.model, size or card.preprocess.input_size[-1]
     timings = bench([name], size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
                     arguments.compile, rounds=arguments.rounds)

@@ -1,6 +1,7 @@
 """A page to try checkpoints on: a photograph in; labels, and where the net looked, out. Made with Gradio."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ UPLOAD = '64mb'     # a file may have; `photograph.open_image` bounds its pixels
 LABELS = 5          # shown
 PHOTOGRAPHS = 'photographs'     # folder of the examples in a Space
 SPACE_README = '''---
-title: {title!r}
+title: {title}
 sdk: gradio
 app_file: app.py
 license: apache-2.0
@@ -148,7 +149,7 @@ def write_space(folder: str | os.PathLike, models: Sequence[str], examples: str 
         (beside / 'app.py').write_text(app if examples else app.replace('from igczoo.inference.photograph import find_images\n', ''),
                                        encoding='utf-8')
         (beside / 'requirements.txt').write_text(f'igczoo[demo]>={__version__}\n', encoding='utf-8')
-        (beside / 'README.md').write_text(SPACE_README.format(title=folder.resolve().name), encoding='utf-8')
+        (beside / 'README.md').write_text(SPACE_README.format(title=json.dumps(folder.resolve().name)), encoding='utf-8')
         os.replace(beside, folder)
     return sorted(file for file in folder.rglob('*') if file.is_file())
 

@@ -129,6 +129,19 @@ def test_the_folder_of_a_space_serves_the_page(tmp_path, capsys):
         assert labels['label'] == 'automobile'
 
 
+def test_a_space_keeps_photographs_of_one_name_and_folders_without_a_card(tmp_path):
+    for folder in 'ab':
+        (tmp_path / 'photos' / folder).mkdir(parents=True)
+        shutil.copy(EXAMPLES / 'pizza.jpg', tmp_path / 'photos' / folder / 'one.jpg')
+    mine = Path(shutil.copytree(weights_folder() / 'igc_resnet20_l24m2.cifar10', tmp_path / 'mine'))
+    (mine / 'card.json').unlink()
+    files = write_space(tmp_path / 'a "space"', [f'local-dir:{mine}'], tmp_path / 'photos')
+    assert [file.name for file in files if file.suffix == '.jpg'] == ['2_one.jpg', 'one.jpg']
+    assert {file.name for file in files if file.parent.name == 'mine'} == {'config.json', 'model.safetensors'}
+    assert "'./mine'" in (tmp_path / 'a "space"' / 'app.py').read_text()
+    assert 'title: "a \\"space\\""\n' in (tmp_path / 'a "space"' / 'README.md').read_text()
+
+
 def test_what_is_refused(tmp_path, capsys, monkeypatch):
     for folder in ('a/mine', 'b/mine'):
         shutil.copytree(weights_folder() / 'igc_resnet20_l24m2.cifar10', tmp_path / folder)

@@ -194,7 +194,7 @@ def _place(name: str, folder: str) -> str:
 
 def _stamp(name: str, folder: str) -> list[int] | None:
     """Size and time of the last change of a file; a file that is copied elsewhere with its time keeps them."""
-    with suppress(OSError):     # of a folder that may not be read
+    with suppress(OSError, RuntimeError):       # of a folder that may not be read, a home that is unknown
         found = None if _is_url(name) else stamp(as_given(_place(name, folder)))
         return found and found[2:4]
     return None

@@ -7,12 +7,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .prediction import Prediction
 
-__all__ = ['INK', 'SIDE', 'WRONG', 'Tile', 'contact_sheet', 'labelled', 'thumbnail']
+__all__ = ['INK', 'SIDE', 'WRONG', 'Tile', 'contact_sheet', 'labelled', 'one_line', 'thumbnail']
 
 MOST_PIXELS = 1024      # of the longer side of a labelled photograph
 LINES = 3               # of labels on it, at most
@@ -65,9 +66,14 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
     return small
 
 
+def one_line(text: str) -> str:
+    """Text with a space in place of line breaks and what else no font has, as bytes that are no text."""
+    return ''.join(' ' if category(letter) in ('Cc', 'Cs', 'Zl', 'Zp') else letter for letter in text)
+
+
 def _shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """As much of the text as is so wide, in one line, and the font that it is so in."""
-    text = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+    text = one_line(text)
     font = ImageFont.load_default(size) if text.isascii() else _font_of_many_letters(size)
     while pen.textlength(text, font) > width and len(text) > 1:
         text = text[:-2].rstrip('.') + '.'
@@ -81,5 +87,5 @@ def _font_of_many_letters(size: int) -> ImageFont.FreeTypeFont:
     shipped = [Path(matplotlib.origin).parent / 'mpl-data' / 'fonts' / 'ttf' / FONTS[0]] if matplotlib else []
     for font in (*shipped, *FONTS):
         with suppress(OSError):
-            return ImageFont.truetype(font, size)
+            return ImageFont.truetype(str(font), size)
     return ImageFont.load_default(size)

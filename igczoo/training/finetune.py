@@ -50,6 +50,7 @@ from ..deployment.placement import check_placement
 from ..files import replacing
 from ..inference.classifier import Classifier, load
 from ..inference.photograph import Fit, ImageError
+from ..inference.pictures import one_line
 from .augment import Augmentation
 from .evaluate import evaluate_set
 from .forms import training_form
@@ -147,7 +148,8 @@ def finetune(
         The classifier in ``out``.
 
     Raises:
-        ValueError: the photographs or their classes are wrong, ``out`` holds something else, or the settings contradict each other.
+        ValueError: the photographs or their classes are wrong; ``out`` holds something else, lies among the photographs, or is called like
+            a checkpoint; the settings contradict each other; the net does not end in one linear classifier; or there is no such device.
         RuntimeError: the loss is no number any more.
     """
     began = time.monotonic()
@@ -162,15 +164,21 @@ def finetune(
     bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
     net, preprocess, base = _start(os.fspath(name), pretrained, seed)
     photographs, evaluation = open_photographs(place)
-    if isinstance(photographs, FolderImages) and folder.resolve().is_relative_to(place):
+    roots = [part.root for part in (photographs, evaluation) if isinstance(part, FolderImages)]
+    if any(folder.resolve().is_relative_to(root) for root in (roots if evaluation or not roots else [place])):
         raise ValueError(f'{out}: lies in {data}, where the next call would take it for a class; name a folder elsewhere')
-    size = size or _best_size(preprocess.input_size[-1], photographs)
+    own = preprocess.input_size[-1]
+    if net.pretrained_cfg.get('fixed_input_size'):
+        if size not in (None, own):
+            raise ValueError(f'{name}: takes images of {own} pixels only, not of {size}; leave the size out')
+        size = own
+    size = size or _best_size(own, photographs)
     preprocess = replace(preprocess, input_size=(3, size, size))
     settings = Settings(model=os.fspath(name), data=place, size=size, epochs=epochs, minutes=minutes,
                         freeze=freeze, pretrained=pretrained, seed=seed)
     with _Run.open(folder, settings) as run:
         if run.finished:
-            _check_photographs(folder, [photographs, evaluation], place)
+            _check_photographs(folder, photographs, evaluation, place)
         else:
             album = _read_album(photographs, evaluation, run.out, settings)
             net.reset_classifier(len(album.classes))
@@ -182,7 +190,10 @@ def finetune(
 
 
 def _place(data: str | Path) -> str:
-    return str(data) if str(data).startswith('torchvision:') else str(Path(data).expanduser().resolve())
+    if str(data).startswith('torchvision:'):
+        return str(data)
+    path = Path(data).expanduser()
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)      # a linked file has its own name and neighbours
 
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
@@ -235,7 +246,7 @@ def _read_album(whole: Dataset, evaluation: Dataset | None, out: Path, settings:
     counts = torch.bincount(torch.tensor(whole.targets), minlength=len(classes))
     if len(classes) < 2:
         raise ValueError(f'{data}: has {len(classes)} class ({", ".join(classes)}); a classifier needs two at least')
-    if unfit := [name for name in classes if not name.isprintable()]:
+    if unfit := [name for name in classes if one_line(name) != name]:
         raise ValueError(f'{data}: the class {unfit[0]!r} has letters that cannot be shown; rename it')
     if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         raise ValueError(f'{data}: the class {empty[0]!r} has no photograph to train on; add some or remove the class')
@@ -286,12 +297,15 @@ def _write_split(out: Path, parts: list[tuple[Part, list[int], dict[int, str]]],
         print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}', file=sys.stderr)
 
 
-def _check_photographs(out: Path, sets: list[Dataset | None], data: str) -> None:
-    """Raise ValueError unless the photographs of a finished run are those that there are now."""
+def _check_photographs(out: Path, whole: Dataset, evaluation: Dataset | None, data: str) -> None:
+    """Raise ValueError unless the photographs of a finished run are those that there are now, of the same labels and splits."""
     with open(out / 'split.csv', encoding='utf-8', newline='') as file:
-        known = {row['file'] for row in csv.DictReader(file)}
-    found = {_writable(photographs.name(row)) for photographs in sets if photographs for row in range(len(photographs))}
-    if known != found:
+        rows = list(csv.DictReader(file))
+    skipped = {row['file'] for row in rows if row['split'] == 'skipped'}
+    known = {(row['file'], row['label'], row['split'] if evaluation else '') for row in rows if row['split'] != 'skipped'}
+    found = {(_writable(part.name(row)), part.classes[part.targets[row]], split if evaluation else '')
+             for part, split in ((whole, 'train'), (evaluation, 'val')) if part for row in range(len(part))}
+    if skipped - {name for name, *_ in found} or known != {one for one in found if one[0] not in skipped}:
         raise ValueError(f'{out}: holds a finished run of other photographs than {data} has now; name another folder')
 
 
@@ -325,9 +339,11 @@ class _Run:
         out.mkdir(parents=True, exist_ok=True)
         for left in out.glob('.*.part'):     # of a run that was killed
             left.unlink()
-        if path.exists() or (out / CARD).exists():
+        if (out / 'settings.json').exists():
             done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
-            if done != asdict(settings):
+            if not isinstance(done, dict) or done.keys() != asdict(settings).keys():
+                raise ValueError(f'{out}: is a folder of something else, which has a settings.json too; name one that does not exist')
+            if done != asdict(settings) and (path.exists() or (out / CARD).exists()):       # otherwise nothing has been done yet
                 differing = ', '.join(f'{key} {value}' for key, value in done.items() if asdict(settings).get(key) != value)
                 raise ValueError(f'{out}: holds a run of other settings ({differing}); name another folder')
         with replacing(out / 'settings.json') as file:

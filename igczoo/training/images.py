@@ -138,7 +138,7 @@ class FolderImages(_Photographs, ImageFolder):
         """The folders' names, but of hidden ones, which Jupyter and others make."""
         classes = _folders(Path(directory))
         if not classes:
-            raise FileNotFoundError(f'holds no folder of a class ({directory})')
+            raise FileNotFoundError('holds no folder of a class')
         return classes, {name: index for index, name in enumerate(classes)}
 
     @staticmethod
@@ -256,7 +256,8 @@ def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
 def _folders(path: Path) -> list[str]:
     """The names of the folders in a folder that are not hidden."""
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+        return sorted(entry.name for entry in entries
+                      if entry.is_dir() and not entry.name.startswith('.') and entry.name != '__MACOSX')     # of its zip files
 
 
 def _check_splits(path: Path) -> None:
@@ -268,7 +269,7 @@ def _check_splits(path: Path) -> None:
                          f'{", ".join(EVALUATION_SPLITS[:-1])} or {EVALUATION_SPLITS[-1]}; rename it')
     if others and 'train' in folders and not any(_has_split(path, split) for split in EVALUATION_SPLITS):
         raise ValueError(f'{path}: has the folders train and {others[0]}, so that train may be a split or a class; rename train if it is a '
-                         f'class, else give a folder with train alone')
+                         f'class, else give {path / "train"}')
 
 
 def _has_split(path: Path, split: str) -> bool:
@@ -369,9 +370,9 @@ def open_split(path: str | Path, train: bool, transform: Callable[[Image.Image],
             try:
                 return FolderImages(path / split, transform)
             except FileNotFoundError as error:
-                raise ValueError(f'{path / split}: {error}') from None
+                unlabelled = unlabelled or ValueError(f'{path / split}: {error}')
     if unlabelled:
-        raise unlabelled
+        raise unlabelled from None
     if (path / CIFAR10.base_folder).is_dir():
         return Cifar10Images(path, train, transform)
     looked_for = ', '.join(f'{split}-*.parquet, {split}/' for split in splits)

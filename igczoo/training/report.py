@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation, and a page that holds them: learning curves, confusion, calibration, the worst mistakes."""
+"""Pictures of a run and of an evaluation, and a page that holds the latter: learning curves; confusion, calibration, the worst mistakes."""
 from __future__ import annotations
 
 import base64
@@ -74,16 +74,18 @@ def write_predictions(path: str | Path, result: Evaluation) -> None:
 
 
 def check_report(folder: str | Path) -> None:
-    """Raise ValueError where a report cannot be written, before what it is to show is computed; makes the folder."""
+    """Raise ValueError where `write_report` has no folder to write to, before what it is to show is computed."""
     _check_installed()
     folder = Path(folder).expanduser()
     if (folder / CARD).exists():
         raise ValueError(f'{folder}: is a checkpoint, with pictures of its own; name another folder for the report')
-    folder.mkdir(parents=True, exist_ok=True)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f'{folder}: {there} is a file; name a folder for the report')
 
 
 def check_predictions(path: str | Path) -> None:
-    """Raise ValueError where a file cannot be written, for `write_predictions`."""
+    """Raise ValueError where `write_predictions` has no folder to write to, or is given one."""
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f'{path}: {"is a folder" if path.is_dir() else f"there is no folder {path.parent}"}; name a file to write')
@@ -93,6 +95,7 @@ def write_report(folder: str | Path, result: Evaluation, photographs: Dataset, t
     """Write index.html, which holds all it shows, beside the pictures and predictions.csv; gives its path."""
     check_report(folder)
     folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(folder, result, photographs, title)
     write_predictions(folder / 'predictions.csv', result)
     accuracy, (low, high) = result.accuracy, result.accuracy.top1_interval
@@ -115,7 +118,7 @@ top-5 {accuracy.top5:.2f} %, calibration error {result.calibration_error:.2f} %.
     return folder / 'index.html'
 
 
-CAPTIONS = {'curves.png': 'Learning curves', 'confusion.png': 'What is called what', 'calibration.png': 'How far scores can be believed',
+CAPTIONS = {'confusion.png': 'What is called what', 'calibration.png': 'How far scores can be believed',
             'mistakes.png': 'The worst mistakes'}
 
 

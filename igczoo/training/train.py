@@ -84,13 +84,16 @@ def train(
         The rows of log.csv.
 
     Raises:
-        ValueError: the data set has another number of classes than the model, ``out`` holds a run of other settings, or there is a teacher
-            too many, too few or of other classes.
+        ValueError: the data set is one file, or has another number of classes than the model; ``out`` holds a run of other settings, or is
+            called like a checkpoint; there is a teacher too many, too few or of other classes; or there is no such device here.
     """
     began = time.perf_counter()
     keep_freed_memory()
     if fault := teacher_fault(recipe, teacher is not None):
         raise ValueError(fault)
+    if Path(data).expanduser().is_file():
+        raise ValueError(f'{data}: is one file, which would be trained on and measured by; give a folder with a training and an evaluation '
+                         f'split')
     out = folder_to_make(out)
     device, rank, world = _join_processes(device)
     check_placement(device, torch.float32)
@@ -109,9 +112,9 @@ def train(
     scheduler = CosineLRScheduler(optimizer, t_initial=recipe.epochs * updates_per_epoch, t_in_epochs=False,
                                   warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    soft_labels = SoftLabels(teacher, recipe, images, Path(out), seed, bf16) if teacher else None
+    soft_labels = SoftLabels(teacher, recipe, images, out, seed, bf16) if teacher else None
     settings = _settings(recipe, seed, start, soft_labels)
-    log = _resume(Path(out), settings, net, optimizer, device)
+    log = _resume(out, settings, net, optimizer, device)
 
     forward = form(net, device)
     if compile:
@@ -153,7 +156,7 @@ def train(
             top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
             train_seconds=round(train_seconds, 1)))
         if rank == 0:
-            _save(Path(out), settings, net, optimizer, log)
+            _save(out, settings, net, optimizer, log)
         now = time.perf_counter()
         if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - asked), 60 * minutes, device):
             break
@@ -162,17 +165,14 @@ def train(
         batches = torch.randperm(len(images)).split(recipe.batch_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
-        _write(Path(out), recipe, net, eval_set, str(data), seed, base, teacher)
+        _write(out, recipe, net, eval_set, str(data), seed, base, teacher)
     if world > 1:
         dist.destroy_process_group()
     return log
 
 
 def _check(recipe: Recipe, net: nn.Module, train_set: Dataset, eval_set: Dataset, teacher: Classifier | None, data: str | Path) -> None:
-    """Refuse sets that the net cannot learn from, or be measured by."""
-    if Path(data).expanduser().is_file():
-        raise ValueError(f'{data}: is one file, which would be trained on and measured by; give a folder with a training and an evaluation '
-                         f'split')
+    """Refuse sets that the net cannot learn from."""
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
     if train_set.classes != eval_set.classes:

@@ -12,7 +12,7 @@ from image_files import MODEL, photograph, write_files, write_rows
 import igczoo
 from igczoo.cli import main
 from igczoo.inference.parts import Part, classify_part, plan_parts, read_notes, schema, write_part
-from igczoo.inference.photograph import ImageError
+from igczoo.inference.photograph import ImageError, open_image
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +114,19 @@ def test_a_name_of_any_bytes(classifier, tmp_path):
     [part] = plan_parts(tmp_path, 9, '')
     rows = classify_part(classifier, Part.from_json(part.to_json()), 1, 4, 1).to_pylist()
     assert [Path(row['path']).name for row in rows] == ['caf\\udce9.png', 'line\nbreak.png'] and not any(row['error'] for row in rows)
+
+
+def test_a_tilde_means_a_home_only_where_no_file_is_called_so(classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    for file in ('home/a.png', 'photos/~old.png', 'photos/~nobody/b.png'):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(photograph(0))
+    (tmp_path / 'photos' / 'list.txt').write_text('~/a.png\n~old.png\n~nobody/b.png\n~nobody/gone.png')
+    [part] = plan_parts(tmp_path / 'photos' / 'list.txt', 9, '')
+    errors = [row['error'] for row in classify_part(classifier, part, 1, 4, 1).to_pylist()]
+    assert errors[:3] == [None] * 3 and '~nobody/gone.png' in errors[3]
+    monkeypatch.chdir(tmp_path / 'photos')
+    assert open_image('~old.png').size == open_image('~/a.png').size
 
 
 def test_parts_follow_from_the_images_alone(tmp_path):

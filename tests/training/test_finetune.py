@@ -111,6 +111,32 @@ def test_a_finished_run_of_other_photographs_is_refused(run, photos, tmp_path):
         finetune(NAME, tmp_path / 'photos', tmp_path / 'mine', epochs=3)
 
 
+def test_a_finished_run_of_other_labels_is_refused(photos, tmp_path):
+    rows = [(path, path.parent.name, 'val' if path.stem > '16' else '') for path in sorted(photos.glob('*/*.png'))]
+    listed, real = tmp_path / 'list.csv', tmp_path / 'real.txt'
+
+    def write(rows) -> None:
+        real.write_text('\n'.join(['file,label,split', *(','.join(map(str, row)) for row in rows)]))
+
+    listed.symlink_to(real)     # whose name is no list's
+    write(rows)
+    for _ in range(2):
+        finetune(NAME, listed, tmp_path / 'mine', freeze=True, report=False)
+    for changed in ((rows[0][0], 'red', ''), (*rows[0][:2], 'val')):
+        write([changed, *rows[1:]])
+        with pytest.raises(ValueError, match='holds a finished run of other photographs than'):
+            finetune(NAME, listed, tmp_path / 'mine', freeze=True, report=False)
+
+
+def test_a_folder_beside_the_splits_is_none_among_the_photographs(photos, tmp_path):
+    for split in ('train', 'val'):
+        shutil.copytree(photos, tmp_path / 'data' / split)
+    for _ in range(2):
+        finetune(NAME, tmp_path / 'data', tmp_path / 'data' / 'mine', freeze=True, report=False)
+    with pytest.raises(ValueError, match='lies in'):
+        finetune(NAME, tmp_path / 'data', tmp_path / 'data' / 'val' / 'mine', freeze=True, report=False)
+
+
 def test_the_data_may_be_named_otherwise_and_the_home_by_a_tilde(run, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
     monkeypatch.setenv('HOME', str(run.parent))
@@ -131,18 +157,29 @@ def test_a_folder_that_could_not_be_used_is_refused(photos, tmp_path, monkeypatc
 
 
 def test_what_a_killed_start_left_is_no_run(photos, tmp_path):
-    (tmp_path / 'settings.json').write_text('{"size": 3}')
+    settings = dict(model='x', data='y', size=3, epochs=1, minutes=None, freeze=False, pretrained=True, seed=0)
+    (tmp_path / 'settings.json').write_text(json.dumps(settings))
     (tmp_path / '.checkpoint.pt.0123.part').write_bytes(b'half')
     finetune(NAME, photos, tmp_path, freeze=True, report=False)
     assert not list(tmp_path.glob('.*')) and (tmp_path / 'card.json').exists()
 
 
+def test_settings_of_something_else_are_left_alone(photos, tmp_path):
+    (tmp_path / 'settings.json').write_text('{"size": 3}')
+    with pytest.raises(ValueError, match=r'is a folder of something else, which has a settings\.json too'):
+        finetune(NAME, photos, tmp_path, freeze=True, report=False)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"size": 3}']
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have not all of these names')
 def test_names_of_any_letters(tmp_path):
     """A line break in a file's name is drawn as a space, and dollars are no formula; a class whose name cannot be shown is refused."""
-    data = write_photographs(tmp_path / 'data', 6, colours={'$1_$': (60, 60, 190), 'a | b': (70, 70, 180)})
+    colours = {'$1_$': (60, 60, 190), 'a | b': (70, 70, 180), '\u0645\u06cc\u200c\u06a9': (9, 9, 9)}
+    data = write_photographs(tmp_path / 'data', 6, colours=colours)
     (data / '$1_$' / '00.png').rename(data / '$1_$' / os.fsdecode(b'two\nlines \xe9.png'))
     finetune(NAME, data, tmp_path / 'mine', freeze=True)
-    assert (tmp_path / 'mine' / 'confusion.png').exists() and 'lines \\udce9.png' in (tmp_path / 'mine' / 'split.csv').read_text()
+    assert (tmp_path / 'mine' / 'confusion.png').exists()
+    assert 'lines \\udce9.png' in (tmp_path / 'mine' / 'split.csv').read_text(encoding='utf-8')
     finetune(NAME, data, tmp_path / 'mine', freeze=True)
     (data / 'a | b').rename(data / 'a\nb')
     with pytest.raises(ValueError, match=r"the class 'a\\nb' has letters that cannot be shown; rename it"):
@@ -158,8 +195,10 @@ def test_processors_without_mkldnn(monkeypatch):
 def test_nets_of_timms_that_are_otherwise(photos, tmp_path):
     with pytest.raises(ValueError, match='timm:levit_128s: ends in tuple, not in one linear classifier, which fine-tuning needs'):
         finetune('timm:levit_128s', photos, tmp_path / 'x', pretrained=False)
-    finetune('timm:test_vit', photos, tmp_path / 'mine', epochs=1, pretrained=False, report=False)      # takes one size only
-    assert read_card(tmp_path / 'mine' / 'card.json').model == 'test_vit'
+    with pytest.raises(ValueError, match='timm:test_vit3: takes images of 160 pixels only, not of 128; leave the size out'):
+        finetune('timm:test_vit3', photos, tmp_path / 'x', size=128, pretrained=False)
+    finetune('timm:test_vit3', photos, tmp_path / 'mine', epochs=1, pretrained=False, report=False)
+    assert read_card(tmp_path / 'mine' / 'card.json').preprocess.input_size == (3, 160, 160)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(run, photos, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow
@@ -88,8 +89,11 @@ def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path, names, mes
 
 
 def test_other_folders_beside_the_splits_are_left_alone(tmp_path):
-    folders(tmp_path, 'train/cat', 'val/cat', 'annotations')
+    folders(tmp_path, 'train/cat', 'val/cat', 'annotations', 'test', '__MACOSX')     # test/ of photographs without labels
     assert [part.classes for part in open_photographs(tmp_path)] == [['cat'], ['cat']]
+    shutil.rmtree(tmp_path / 'val')
+    with pytest.raises(ValueError, match='test: holds no folder of a class'):
+        open_split(tmp_path, train=False)
 
 
 def test_a_list_that_pandas_wrote_with_its_index(tmp_path):
@@ -104,11 +108,10 @@ def test_a_part_keeps_classes_of_one_name_apart(tmp_path):
     assert Part(ListedImages([tmp_path / 'a'], [0], ['dog']), [0], CLASSES).targets == [1]
 
 
-def test_images_of_several_row_groups(tmp_path, pictures, monkeypatch):
+def test_images_in_chunks(tmp_path, pictures, monkeypatch):
     """They stay in chunks: one would have to be under 2 GiB."""
     write_parquet(tmp_path / 'a.parquet', pictures)
     table = pyarrow.parquet.read_table(tmp_path / 'a.parquet')
-    pyarrow.parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=2)
     monkeypatch.setattr(pyarrow.parquet, 'read_table', lambda file: pyarrow.concat_tables([table[:1], table[1:5], table[5:]]))
     dataset = ParquetImages([tmp_path / 'a.parquet'])
     assert dataset.encoded[0].num_chunks == 3 and torch.equal(stack_images(dataset, 8)[0], expected(pictures))
