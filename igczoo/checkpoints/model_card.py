@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -132,8 +133,9 @@ def count_macs(model: torch.nn.Module, input_size: tuple[int, int, int]) -> int:
     A model on the meta device is counted without computing anything.
     """
     x = torch.zeros(1, *input_size, device=next(model.parameters()).device)
+    counted = copy.deepcopy(model).eval().requires_grad_(False)     # it stops at a parameter that is an input and needs a gradient
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(x)
+        counted(x)
     return counter.get_total_flops() // 2
 
 
