@@ -113,7 +113,7 @@ def bench(
 @torch.inference_mode()
 def _in_turns(calls: list[Callable[[], Any]], rounds: int, device: torch.device, progress: str) -> list[list[float]]:
     """Seconds of one call, of each call in each round."""
-    synchronize = partial(torch.cuda.synchronize, device) if device.type == 'cuda' else int
+    synchronize = int if device.type == 'cpu' else partial(torch.accelerator.synchronize, device)
 
     def seconds(call: Callable[[], Any], repeats: int) -> float:
         synchronize()

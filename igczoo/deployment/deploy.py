@@ -16,6 +16,7 @@ from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Stem, U
 from ..nets.igcv3 import ConvNormAct
 from ..nets.layers import IGConv2d, fold_batch_norm
 from ..nets.net import Net
+from ..nets.structure import altered_part, has_own_methods, is_centred
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
 from .hooks import has_hooks, is_heard
@@ -45,8 +46,8 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
             once; where it cannot be compiled, the layers take other forms.
 
     Raises:
-        ValueError: there is nothing to deploy in the model, it is in training mode or has forward hooks, or one of its norm layers
-            is not BatchNorm2d with running statistics.
+        ValueError: there is nothing to deploy in the model, it is in training mode or has forward hooks, one of its norm layers
+            is not BatchNorm2d with running statistics, or one of its parts has been replaced by another kind of module.
     """
     _check(model)
     weight = next(model.parameters())
@@ -60,10 +61,9 @@ def deploy(model: nn.Module, example: Tensor | None = None, portable: bool = Fal
 def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
     if isinstance(parent, Net):
         parent.grad_checkpointing = False
-    if isinstance(parent, IGCNet):
-        stem = parent.stem
-        if not portable and kernels.takes(stem.conv.weight) and isinstance(parent.pool, nn.MaxPool2d) and type(stem.act) is nn.ReLU:
-            parent.__class__ = FusedStemIGCNet
+    if (isinstance(parent, IGCNet) and not portable and not has_own_methods(parent) and type(parent.stages) is Stages
+            and has_usual_stem(parent) and kernels.takes(parent.stem.conv.weight)):
+        parent.__class__ = FusedStemIGCNet
     if isinstance(parent, FeatureDictNet) and 'stem_bn' in parent:      # timm has taken the stem apart
         parent['stem_conv'] = fold_batch_norm(parent['stem_conv'], parent['stem_bn'])
         parent['stem_bn'] = nn.Identity()
@@ -80,6 +80,18 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
             setattr(parent, name, nn.Identity())
         else:
             _replace_parts(child, choose, portable)
+
+
+def has_usual_stem(net: IGCNet) -> bool:
+    """Whether stem and pooling are, in kind and numbers, what `kernels.stem` computes; the stem as written or deployed."""
+    stem, pool = net.stem, net.pool
+    if [name for name in stem._modules if name != 'bn'] != ['conv', 'act'] or type(stem.conv) is not nn.Conv2d:
+        return False
+    conv = stem.conv
+    return (type(stem.act) is nn.ReLU and is_centred(conv)
+            and (conv.kernel_size[0], conv.stride[0], conv.dilation[0], conv.groups) == (7, 2, 1, 1)
+            and type(pool) is nn.MaxPool2d and not (pool.ceil_mode or pool.return_indices)
+            and (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (3, 2, 1, 1))
 
 
 def forms_used(model: nn.Module) -> dict[str, str]:
@@ -115,8 +127,11 @@ def _by_measurement(model: nn.Module, example: Tensor, portable: bool) -> Choose
         return Timer('form(x)', globals=dict(form=form, x=x)).blocked_autorange(min_run_time=0.05).median
 
     def choose(module: nn.Module, layer: Folded | nn.Module) -> str:
-        x, forms = inputs[module].contiguous(memory_format=torch.channels_last), _forms(layer, portable)
-        return next(iter(forms)) if len(forms) == 1 else min(forms, key=lambda name: seconds(forms[name](layer), x))
+        forms = _forms(layer, portable)
+        if len(forms) == 1 or module not in inputs:     # which the example has not reached
+            return next(iter(forms))
+        x = inputs[module].contiguous(memory_format=torch.channels_last)
+        return min(forms, key=lambda name: seconds(forms[name](layer), x))
 
     return choose
 
@@ -128,7 +143,9 @@ class FusedStemIGCNet(IGCNet):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.global_pool.pool_type not in ('avg', 'max', 'avgmax') or is_heard(self.stages):
+        pooling = getattr(self.global_pool, 'pool_type', '')        # it may be another module by now, as all that is asked about here
+        if (pooling not in ('avg', 'max', 'avgmax') or type(self.final) is not nn.Identity or type(self.stages) is not DeployedStages
+                or is_heard(self.stages) or is_heard(self.final) or has_hooks(self.global_pool)):
             return super().forward(x)
         x, last = self.stages.run(self.forward_stem(x))
         x = self.global_pool(x)                         # (N, C)
@@ -137,7 +154,7 @@ class FusedStemIGCNet(IGCNet):
         return self.head(self.head_drop(x))
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        if not isinstance(self.pool, nn.MaxPool2d) or has_hooks(self.stem) or has_hooks(self.pool):     # pruned away, or listened to
+        if not has_usual_stem(self) or has_hooks(self.stem) or has_hooks(self.pool):       # pruned away, replaced, or listened to
             return super().forward_stem(x)
         conv = self.stem.conv
         return kernels.stem(x, conv.weight.permute(2, 3, 1, 0), conv.bias)      # (7, 7, in_chans, C)
@@ -213,7 +230,7 @@ class DeployedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer2(self.act1(self.layer1(x)))
-        return self.act2(y.add_(self.shortcut(x)))
+        return self.act2(y + self.shortcut(x))
 
 
 class FusedResidual(nn.Module):
@@ -276,7 +293,7 @@ class PlanarProjection(nn.Module):
 def deploy_stages(stages: Stages, choose: Choose = by_rule) -> DeployedStages:
     """Deploy stages that follow one another."""
     deployed, order = OrderedDict(), None
-    for name, stage in stages.named_children():
+    for name, stage in stages._modules.items():     # also one that comes twice
         deployed[name], order = deploy_stage(stage, choose, order)
     return DeployedStages(deployed)
 
@@ -380,6 +397,8 @@ def _check(model: nn.Module) -> None:
             for part, bn in module.named_children():
                 if part.startswith('bn') and (type(bn) not in FOLDABLE or bn.running_mean is None):
                     raise ValueError(f'deploy: {name}.{part} is {bn}; it must be BatchNorm2d with running statistics to be folded')
+    if altered := altered_part(model):
+        raise ValueError(f'deploy: {altered}; the new model would lack what is other about it. Undo that, or use the model as it is')
 
 
 # timm.utils.reparameterize_model calls `fuse` of the modules that have it.

@@ -13,12 +13,16 @@ from ..nets.layers import fold_batch_norm
 from . import kernels
 from .hooks import is_heard
 from .kernels import inverted, sparse
-from .planes import constant
 
 __all__ = ['UNITS', 'UNIT_FORMS', 'DeployedUnits', 'FusedInvertedUnit', 'FusedSparseProduct', 'deploy_units', 'has_only_units',
            'unit_forms_of']
 
 UNITS = InvertedUnit, SparseUnit
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    """What a kernel reads, in one piece of memory, so that no call copies it."""
+    return nn.Parameter(values.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
 class FusedInvertedUnit(nn.Module):
@@ -46,11 +50,11 @@ class FusedInvertedUnit(nn.Module):
         with torch.no_grad():
             came_from = source * (mid_chs // g) + channel // g
             matrix, bias = expand.weight[came_from, :, 0, 0], expand.bias[came_from]                        # (mid, C / g), (mid,)
-            self.expand, self.expand_bias = constant(ordered(matrix).transpose(2, 3).contiguous()), constant(ordered(bias))
-            filters = ordered(depthwise.weight[:, 0]).permute(0, 3, 4, 1, 2).contiguous()                   # (p, k, k, g, c)
-            self.depthwise, self.depthwise_bias = constant(filters), constant(ordered(depthwise.bias))
+            self.expand, self.expand_bias = _constant(ordered(matrix).transpose(2, 3)), _constant(ordered(bias))
+            filters = ordered(depthwise.weight[:, 0]).permute(0, 3, 4, 1, 2)                                # (p, k, k, g, c)
+            self.depthwise, self.depthwise_bias = _constant(filters), _constant(ordered(depthwise.bias))
             matrix = project.weight.view(p, -1, mid_chs // p).transpose(1, 2).flatten(0, 1)                 # (mid, O / p)
-            self.project, self.project_bias = constant(ordered(matrix)), constant(project.bias.view(p, -1))
+            self.project, self.project_bias = _constant(ordered(matrix)), _constant(project.bias.view(p, -1))
         self.stride, self.dilation, self.residual = depthwise.stride[0], depthwise.dilation[0], unit.residual
 
     def unit(self) -> inverted.InvertedUnit:
@@ -76,10 +80,10 @@ class FusedSparseProduct(nn.Module):
         def matrices(conv: nn.Conv2d) -> Tensor:
             return conv.weight.detach().view(g, -1, C // g).transpose(1, 2)        # (g, K, outputs of a group)
 
-        self.depthwise = constant(spatial.weight[:, 0].permute(1, 2, 0).contiguous())
+        self.depthwise = _constant(spatial.weight[:, 0].permute(1, 2, 0))
         no_product = spatial.weight.new_zeros(0, g, C // g, C // g)
-        self.between = nn.Parameter(torch.cat([no_product, *(matrices(conv)[None] for conv in between)]), requires_grad=False)
-        self.last, self.bias = constant(matrices(last)), constant(last.bias)
+        self.between = _constant(torch.cat([no_product, *(matrices(conv)[None] for conv in between)]))
+        self.last, self.bias = _constant(matrices(last)), _constant(last.bias)
         self.stride, self.dilation, self.residual = spatial.stride[0], spatial.dilation[0], unit.residual
 
     def unit(self) -> sparse.SparseUnit:
@@ -144,6 +148,6 @@ def deploy_units(units: nn.Module, choose: Callable[[nn.Module], str]) -> nn.Mod
     """Deploy what `has_only_units`; ``choose`` names the form of a unit."""
     if isinstance(units, UNITS):
         return unit_forms_of(units)[choose(units)](units)
-    deployed = OrderedDict((name, deploy_units(part, choose)) for name, part in units.named_children())
+    deployed = OrderedDict((name, deploy_units(part, choose)) for name, part in units._modules.items())    # also one that comes twice
     is_fused = any(isinstance(part, (*FUSED, DeployedUnits)) for part in deployed.values())
     return (DeployedUnits if is_fused else nn.Sequential)(deployed)

@@ -179,7 +179,7 @@ class FusedSparseUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return self.act(y.add_(x) if self.residual else y)
+        return self.act(y + x if self.residual else y)
 
 
 @torch.no_grad()

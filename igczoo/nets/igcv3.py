@@ -99,7 +99,7 @@ class FusedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.act(self.depthwise(self.expand(x))))
-        return y.add_(x) if self.residual else y
+        return y + x if self.residual else y
 
 
 def _dense(conv: nn.Conv2d, place: Tensor) -> nn.Conv2d:

@@ -6,7 +6,8 @@ from torch import nn
 
 from ..nets.igcnet import IGCNet
 from ..nets.igcv2 import IGCV2
-from ..nets.igcv3 import IGCV3
+from ..nets.net import Net
+from ..nets.structure import altered_part, has_own_methods
 from .inverted import FusedIGCV3
 from .planar import PlanarIGCNet, has_igc_layers
 from .sparse import FusedIGCV2
@@ -16,12 +17,11 @@ __all__ = ['as_written', 'planar_by_torch', 'training_form']
 
 def training_form(net: nn.Module, device: torch.device) -> nn.Module:
     """A module that computes what the net does, with its parameters and buffers, and trains faster where there is one; else the net."""
-    if device.type != 'cpu':
+    if device.type != 'cpu' or not isinstance(net, Net) or has_own_methods(net) or altered_part(net):
         return net
-    if isinstance(net, IGCNet) and has_igc_layers(net):
-        return PlanarIGCNet(net)
-    forms = {IGCV2: FusedIGCV2, IGCV3: FusedIGCV3}
-    return forms[type(net)](net) if type(net) in forms else net
+    if isinstance(net, IGCNet):
+        return PlanarIGCNet(net) if has_igc_layers(net) else net
+    return FusedIGCV2(net) if isinstance(net, IGCV2) else FusedIGCV3(net)
 
 
 def as_written(net: nn.Module, device: torch.device) -> nn.Module:
@@ -31,4 +31,4 @@ def as_written(net: nn.Module, device: torch.device) -> nn.Module:
 
 def planar_by_torch(net: nn.Module, device: torch.device) -> nn.Module:
     """Planar order by torch's operators alone, on every device; the net where it has none."""
-    return PlanarIGCNet(net, kernels=False) if isinstance(net, IGCNet) and has_igc_layers(net) else net
+    return PlanarIGCNet(net, kernels=False) if type(net) is IGCNet and has_igc_layers(net) and not altered_part(net) else net

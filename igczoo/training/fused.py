@@ -24,10 +24,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..deployment.hooks import has_hooks, is_heard
 from ..deployment.kernels import build
 from ..nets.net import Net
+from ..nets.structure import altered_part, is_centred
 
-__all__ = ['BOUNDS', 'FusedNet', 'Unit', 'block', 'conv_norm_act', 'pixels', 'storage', 'takes_channelwise', 'why_not']
+__all__ = ['BOUNDS', 'FusedNet', 'Unit', 'block', 'check_net', 'conv_norm_act', 'pixels', 'storage', 'takes_channelwise', 'why_not']
 
 NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
@@ -90,12 +92,33 @@ def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
     """A regular convolution ``conv``, normalisation ``bn`` and activation ``act``, by kernels where there are some, else as they are."""
     conv, bn, act, dtype = module.conv, module.bn, type(module.act), storage(x)
     k, stride = conv.kernel_size[0], conv.stride[0]
-    hooked = any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
-    with_kernels = act in BOUNDS and type(bn) is nn.BatchNorm2d and not (k > 1 and x.requires_grad)
-    if dtype is None or hooked or not with_kernels or pixels(x, stride) <= 1:
+    with_kernels = (act in BOUNDS and type(bn) is nn.BatchNorm2d and _is_complete(bn) and not (k > 1 and x.requires_grad)
+                    and is_centred(conv) and conv.bias is None and conv.groups == conv.dilation[0] == 1)
+    if dtype is None or has_hooks(module) or not with_kernels or pixels(x, stride) <= 1:
         return module(x)
     matrix = conv.weight.permute(0, 2, 3, 1).reshape(1, conv.out_channels, -1)
     return block(x, [Unit(None, matrix, bn.weight, bn.bias, bn, (1, -1), (0, 1), BOUNDS[act], kernel=k, stride=stride)], False, dtype)
+
+
+def _is_complete(bn: nn.BatchNorm2d) -> bool:
+    """Whether it has parameters and running statistics."""
+    return bn.weight is not None and bn.running_mean is not None
+
+
+def check_net(form: str, net: Net) -> None:
+    """Raise ValueError where a form of training cannot compute what the net computes.
+
+    Args:
+        form: what it is called.
+        net: as a user has made it and may have changed it.
+    """
+    if net.grad_checkpointing:
+        raise ValueError(f'{form}: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
+    for name, module in net.named_modules():
+        if name.rpartition('.')[2].rstrip('123') == 'bn' and not (type(module) is nn.BatchNorm2d and _is_complete(module)):
+            raise ValueError(f'{form}: {name} is {module}; it must be BatchNorm2d with parameters and running statistics')
+    if altered := altered_part(net):
+        raise ValueError(f'{form}: {altered}; train the net as it is written')
 
 
 def pixels(x: Tensor, stride: int) -> int:
@@ -110,20 +133,21 @@ class FusedNet(nn.Module):
     kernels for is computed by the net's own modules.
 
     Args:
-        net: with BatchNorm2d for its norm layers and no gradient checkpointing.
+        net: with BatchNorm2d for its norm layers, no gradient checkpointing, and its parts as they were made. That is looked at now and by
+            each ``train()``.
 
     Raises:
-        ValueError: the net has another norm layer, or gradient checkpointing.
+        ValueError: the net is otherwise.
     """
 
     def __init__(self, net: Net):
         super().__init__()
-        for name, module in net.named_modules():
-            if name.rpartition('.')[2].rstrip('123') == 'bn' and type(module) is not nn.BatchNorm2d:
-                raise ValueError(f'{type(self).__name__}: {name} is {type(module).__name__}; it must be BatchNorm2d')
-        if net.grad_checkpointing:
-            raise ValueError(f'{type(self).__name__}: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
+        check_net(type(self).__name__, net)
         self.net = net
+
+    def train(self, mode: bool = True) -> FusedNet:
+        check_net(type(self).__name__, self.net)
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> logits (N, num_classes)."""
@@ -133,8 +157,11 @@ class FusedNet(nn.Module):
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
         x = self.net.pool(conv_norm_act(x.contiguous(memory_format=torch.channels_last), self.net.stem))
         for stage in self.net.stages:
+            if is_heard(stage):
+                x = stage(x)
+                continue
             for unit in stage:
-                dtype = storage(x)
+                dtype = None if has_hooks(unit) else storage(x)
                 drops = unit.training and isinstance(unit.drop_path, DropPath)
                 x = unit(x) if dtype is None or drops or not self.takes(unit, x) else self.compute(unit, x, dtype)
         return self.net.final(x) if isinstance(self.net.final, nn.Identity) else conv_norm_act(x, self.net.final)
@@ -212,7 +239,7 @@ class _Block(torch.autograd.Function):
         for u in reversed(range(depth)):
             y, source = maps[u], maps[u - 1] if u else x
             found, grad_source = _Gradients(units[u], norms[u], sums, y), torch.empty_like(source) if u else grad_x
-            sums = torch.zeros(2, source.shape[3], dtype=torch.float64)
+            sums = torch.zeros(2, source.shape[3], dtype=torch.float64, device='cpu')     # also where another is the default
             for part in _chunks(source, y):
                 z = _normalise(source[part], norms[u - 1].affine, norms[u - 1].bounds) if u else x[part]
                 grad_z = None if grad_source is None else grad_source[part]
@@ -254,7 +281,7 @@ def _convolve(source: Tensor, norm: _Norm | None, unit: Unit) -> tuple[Tensor, _
     filtered = None
     if unit.primary is not None and unit.secondary is not None:
         filtered = y.new_empty(*y.shape[:3], unit.primary.shape[0] * unit.primary.shape[4])
-    (rows, _), moments = _size(y), torch.zeros(2, len(unit.weight), dtype=torch.float64)
+    (rows, _), moments = _size(y), torch.zeros(2, len(unit.weight), dtype=torch.float64, device='cpu')
     for part in _chunks(source, y):
         z = source[part] if norm is None else _normalise(source[part], norm.affine, norm.bounds)
         if unit.secondary is None:
@@ -357,7 +384,7 @@ def _sum(
         other_mean: Tensor | None = None, sums: Tensor | None = None,
 ) -> Tensor:
     """Add to sums what `_Gradients` takes, and a third row of the same with the deviations of another map, where there is one."""
-    sums = torch.zeros(2 if other is None else 3, y.shape[3], dtype=torch.float64) if sums is None else sums
+    sums = torch.zeros(2 if other is None else 3, y.shape[3], dtype=torch.float64, device='cpu') if sums is None else sums
     _run(y.dtype, 'igc_norm_sums', sums, grad, out, y, norm.affine, norm.mean, other, other_mean, *bounds, *_size(y))
     return sums
 

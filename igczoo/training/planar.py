@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..deployment.hooks import has_hooks, is_heard
 from ..deployment.planes import convolve_planes
 from ..nets.igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Unit
 from ..nets.layers import IGConv2d
@@ -35,11 +36,12 @@ class PlanarIGCNet(nn.Module):
     The wrapped net stays as it is and may be used, saved or averaged at any time; its running statistics are kept up.
 
     Args:
-        net: an IGCNet of interleaved group convolutions, with BatchNorm2d for its norm layers and no gradient checkpointing.
+        net: an IGCNet of interleaved group convolutions, with BatchNorm2d for its norm layers, no gradient checkpointing, and its parts as
+            they were made. That is looked at now and by each ``train()``.
         kernels: compute blocks by compiled kernels (fused.py) where there are some for them, compiled on first use; else all by torch.
 
     Raises:
-        ValueError: the net has regular convolutions, another norm layer, or gradient checkpointing.
+        ValueError: the net is otherwise.
     """
 
     def __init__(self, net: IGCNet, kernels: bool = True):
@@ -47,11 +49,12 @@ class PlanarIGCNet(nn.Module):
         for name, module in net.named_modules():
             if isinstance(module, Unit) and isinstance(module.conv, nn.Conv2d):
                 raise ValueError(f'PlanarIGCNet: {name} is a regular convolution; only IGC nets have a planar order')
-            if isinstance(module, (Unit, Projection)) and type(module.bn) is not nn.BatchNorm2d:
-                raise ValueError(f'PlanarIGCNet: {name}.bn is {type(module.bn).__name__}; it must be BatchNorm2d')
-        if net.grad_checkpointing:
-            raise ValueError('PlanarIGCNet: the net has gradient checkpointing on; turn it off by set_grad_checkpointing(False)')
+        fused.check_net('PlanarIGCNet', net)
         self.net, self.kernels = net, kernels
+
+    def train(self, mode: bool = True) -> PlanarIGCNet:
+        fused.check_net('PlanarIGCNet', self.net)
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> logits (N, num_classes)."""
@@ -63,12 +66,17 @@ class PlanarIGCNet(nn.Module):
         x = self.net.pool(fused.conv_norm_act(x, self.net.stem) if self.kernels else self.net.stem(x))
         primary = x.shape[1]    # in primary order x has as many partitions as channels, each of one channel
         for stage in self.net.stages:
-            for block in stage:
+            parts = [stage] if is_heard(stage) else stage
+            for block in parts:
+                if has_hooks(block):        # it is called as it is, in primary order
+                    x = block(_reorder(x, primary, x.shape[1]))
+                    primary = x.shape[1]
+                    continue
                 unit = block.unit1 if isinstance(block, ResidualBlock) else block.unit
                 x = _reorder(x, primary, unit.conv.num_primary)
                 primary = unit.conv.num_primary
                 x = self._block(block, x)
-        return _reorder(x, primary, x.shape[1])
+        return self.net.final(_reorder(x, primary, x.shape[1]))
 
     def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
         residual = isinstance(block, ResidualBlock)
@@ -84,7 +92,9 @@ class PlanarIGCNet(nn.Module):
 def _is_fusible(block: ResidualBlock | PlainBlock, units: list[Unit], act: nn.Module, x: Tensor) -> bool:
     """Whether there are kernels for a block, and they are faster: planes must be wide, and few."""
     conv = units[-1].conv
-    return (type(act) in fused.BOUNDS and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
+    acts = [block.act1, act] if isinstance(block, ResidualBlock) else [act]
+    return (type(act) in fused.BOUNDS and all(type(one) is type(act) for one in acts)
+            and not (block.training and isinstance(getattr(block, 'drop_path', None), DropPath))
             and fused.pixels(x, units[0].conv.primary.stride[0]) > 1
             and conv.num_primary >= LEAST_WIDTH and conv.num_secondary <= MOST_PLANES
             and all(unit.conv.primary.stride[0] == 1 or unit.conv.primary.dilation[0] == 1 for unit in units))

@@ -262,6 +262,8 @@ def _block_shapes(x: Tensor, blocks: Sequence[Block]) -> list[tuple[int, ...]]:
     """The shape of each block's output, likewise."""
     if not blocks:
         raise ValueError('residual_blocks: there is no block; give at least one')
+    if not x.is_floating_point():
+        raise ValueError(f'residual_blocks: x is {x.dtype}; it must be of floating point')
     shapes, shape = [], x.shape
     for number, block in enumerate(blocks, 1):
         shapes.append(shape := _block_shape(f'residual_blocks, block {number}', shape, block))
@@ -289,6 +291,8 @@ def _stem_shape(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[int, ...]:
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[:3] != (7, 7, x.shape[1]) or bias.shape != weight.shape[3:]:
         raise ValueError(f'stem: x is {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must be '
                          f'(N, c, H, W), (7, 7, c, C) and (C,)')
+    if not x.is_floating_point():
+        raise ValueError(f'stem: x is {x.dtype}; it must be of floating point')
     return x.shape[0], weight.shape[3], -(-x.shape[2] // 4), -(-x.shape[3] // 4)
 
 
@@ -338,7 +342,7 @@ def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
         with torch.enable_grad():
             y = reference(*arguments)
         wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel()]
-        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice))
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice) if wanted else ())     # an empty batch has none
 
         def grad_of(argument):
             if isinstance(argument, Tensor):
