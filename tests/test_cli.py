@@ -20,7 +20,7 @@ from igczoo.checkpoints.card import cards
 from igczoo.cli import main
 from igczoo.deployment import bench, quantize
 from igczoo.deployment.quantize import Quantized
-from igczoo.inference.classifier import Classifier, deployed_as_asked, load
+from igczoo.inference.classifier import FEW, MANY, Classifier, deployed_as_asked, load
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'sports_car.jpg'
@@ -227,6 +227,13 @@ def test_many_photographs_are_worth_compiling_for(monkeypatch):
     for deploy, images in ((None, 4_999), (None, 5_000), (True, 1)):
         assert deployed_as_asked(plain, deploy, images) is not plain
     assert compiled == [False, True, True] and deployed_as_asked(plain, False, 5_000) is plain
+
+
+def test_the_help_has_the_numbers_of_images_that_decide(capsys):
+    for command in ('classify', 'batch'):
+        with pytest.raises(SystemExit):
+            main([command, '--help'])
+        assert f'for {FEW} images and more, and compiled for it only for {MANY:,} and more' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_verify(capsys):

@@ -164,15 +164,12 @@ def finetune(
     bf16 = _is_fast_at_bf16(device) if bf16 is None else bf16
     net, preprocess, base = _start(os.fspath(name), pretrained, seed)
     photographs, evaluation = open_photographs(place)
-    roots = [part.root for part in (photographs, evaluation) if isinstance(part, FolderImages)]
-    if any(folder.resolve().is_relative_to(root) for root in (roots if evaluation or not roots else [place])):
-        raise ValueError(f'{out}: lies in {data}, where the next call would take it for a class; name a folder elsewhere')
+    _check_apart(folder, photographs, evaluation, place)
     own = preprocess.input_size[-1]
-    if net.pretrained_cfg.get('fixed_input_size'):
-        if size not in (None, own):
-            raise ValueError(f'{name}: takes images of {own} pixels only, not of {size}; leave the size out')
-        size = own
-    size = size or _best_size(own, photographs)
+    fixed = net.pretrained_cfg.get('fixed_input_size')
+    if fixed and size not in (None, own):
+        raise ValueError(f'{name}: takes images of {own} pixels only, not of {size}; leave the size out')
+    size = size or (own if fixed else _best_size(own, photographs))
     preprocess = replace(preprocess, input_size=(3, size, size))
     settings = Settings(model=os.fspath(name), data=place, size=size, epochs=epochs, minutes=minutes,
                         freeze=freeze, pretrained=pretrained, seed=seed)
@@ -194,6 +191,15 @@ def _place(data: str | Path) -> str:
         return str(data)
     path = Path(data).expanduser()
     return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)      # a linked file has its own name and neighbours
+
+
+def _check_apart(out: Path, photographs: Dataset, evaluation: Dataset | None, data: str) -> None:
+    """Raise ValueError where the folder to make would be one of a class at the next call."""
+    roots = [part.root for part in (photographs, evaluation) if isinstance(part, FolderImages)]
+    if roots and evaluation is None:        # beside train/ alone it could be meant as a class too
+        roots = [data]
+    if any(out.resolve().is_relative_to(root) for root in roots):
+        raise ValueError(f'{out}: lies in {data}, where the next call would take it for a class; name a folder elsewhere')
 
 
 def _is_fast_at_bf16(device: torch.device) -> bool:
