@@ -1,14 +1,19 @@
-"""Files that are never half written: written beside their place, then put there in one step; and those that are kept to be used again."""
+"""Files that are never half written: written beside their place, then put there in one step; those that are kept to be used again; and
+folders that one process at a time writes to."""
 from __future__ import annotations
 
 import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ['cache_folder', 'is_intact', 'keep', 'replacing']
+from filelock import FileLock, Timeout
+
+__all__ = ['LOCK', 'alone_in', 'cache_folder', 'is_intact', 'keep', 'replacing']
+
+LOCK = '.igczoo.lock'
 
 
 @contextmanager
@@ -33,6 +38,29 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other calls out of it while the block runs. The system's lock, on ``LOCK`` there, dies with its holder.
+
+    Raises:
+        ValueError: it is a file.
+        RuntimeError: another call writes there.
+        OSError: it cannot be made, or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder}: is a file; name a folder')
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):     # of Windows, where it is still in use and removed by filelock
+                    (folder / LOCK).unlink()
+    except Timeout:
+        raise RuntimeError(f'{folder}: another igczoo writes there; wait for it, or name another folder') from None
 
 
 def cache_folder(kind: str) -> Path:

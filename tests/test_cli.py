@@ -402,6 +402,8 @@ def test_bench(capsys, monkeypatch):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['info', 'nonesuch'], "igczoo info: 'nonesuch' is no checkpoint; there are "),
+    (['info', './none/such'], 'igczoo info: none/such/card.json: there is no such file; name a folder that igczoo finetune, train or '),
+    (['explain', '--model', 'x.onnx', 'x.jpg', '-o', 'x.png'], 'igczoo explain: x.onnx: is taken by igczoo classify and igczoo evaluate'),
     (['classify', ''], "igczoo classify: '': is an empty name; give the path of an image file"),
     (['classify', 'nonesuch.jpg'], 'igczoo classify: nonesuch.jpg: there is no such file'),
     (['classify', 'x.jpg', '--model', 'nonesuch'], "igczoo classify: 'nonesuch' is no checkpoint; there are "),

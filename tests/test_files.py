@@ -1,10 +1,12 @@
-"""A file is whole or as it was."""
+"""A file is whole or as it was; a folder is written to by one at a time."""
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from igczoo.files import replacing
+from igczoo.files import LOCK, alone_in, replacing
 
 
 def names(folder):
@@ -43,3 +45,30 @@ def test_the_mode_is_what_the_umask_asks_for(tmp_path, umask, mode):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nonesuch'), replacing(tmp_path / 'nonesuch' / 'a'):
         pass
+
+
+def test_a_second_one_is_kept_out_and_nothing_is_left(tmp_path):
+    with alone_in(tmp_path / 'a'):
+        (tmp_path / 'a' / 'mine').touch()
+        with pytest.raises(RuntimeError, match=r'a: another igczoo writes there; wait for it, or name another folder'), \
+                alone_in(tmp_path / 'a'):
+            raise AssertionError
+    with alone_in(tmp_path / 'a'):      # again
+        assert names(tmp_path / 'a') == [LOCK, 'mine']
+    assert names(tmp_path / 'a') == ['mine']
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    code = 'import os, sys, pathlib, igczoo.files as f; alone = f.alone_in(pathlib.Path(sys.argv[1])); alone.__enter__(); os._exit(9)'
+    assert subprocess.run([sys.executable, '-c', code, tmp_path]).returncode == 9
+    assert names(tmp_path) == [LOCK]
+    with alone_in(tmp_path):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_no_folder_can_be_made_of_a_file(tmp_path):
+    (tmp_path / 'a').write_text('mine')
+    with pytest.raises(ValueError, match='a: is a file; name a folder'), alone_in(tmp_path / 'a'):
+        raise AssertionError
+    assert (tmp_path / 'a').read_text() == 'mine'

@@ -166,6 +166,8 @@ def read_card(path: str | os.PathLike) -> Card:
         card = _from_json(Card, json.loads(Path(path).read_text(encoding='utf-8'), parse_constant=_refuse_constant), 'card')
         _check(card)
         return card
+    except FileNotFoundError:
+        raise CardError(f'{path}: there is no such file; name a folder that igczoo finetune, train or convert made') from None
     except OSError as error:
         raise CardError(f'{path}: cannot be read: {error.strerror}') from None
     except RecursionError:

@@ -65,6 +65,8 @@ def resolve(name: str) -> tuple[str, Path | None]:
     """
     if name.startswith('hf-hub:'):
         return name, None
+    if name.endswith('.onnx'):
+        raise CardError(f'{name}: is taken by igczoo classify and igczoo evaluate only; name the checkpoint that it was exported from')
     path = folder_path(name)
     if name.startswith('local-dir:') or len(path.parts) > 1:
         return f'local-dir:{path}', path

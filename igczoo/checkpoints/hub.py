@@ -22,8 +22,9 @@ def hub_repo(namespace: str, name: str, given_by: str, error: type[Exception]) -
     repo = f'{namespace}/{name}'
     try:
         validate_repo_id(repo)
-    except HFValidationError as reason:
-        raise error(f'{repo!r}, by {given_by}, is no name of a hub repository: {reason}') from None
+    except HFValidationError:
+        raise error(f'{repo!r}, by {given_by}, is no name of a hub repository; give a user or organisation of letters, digits and single '
+                    f'-, _ and . between them; the whole may have 96 letters') from None
     return repo
 
 

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
-from filelock import FileLock, Timeout
 from timm.data import resolve_model_data_config
 from tqdm import tqdm
 
 from .. import __version__
 from ..deployment.deploy import deploy as deployed
-from ..files import replacing
+from ..files import alone_in, replacing
 from .classifier import Classifier, deployed_as_asked, load
 from .parts import Part, classify_part, plan_parts, read_notes, write_part
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ['PART_SIZE', 'Summary', 'classify_all']
 
 PART_SIZE = 1000        # images
-LOCK = '.igczoo-batch.lock'
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def classify_all(
     notes = dict(igczoo=__version__, data=str(Path(data)), model=os.fspath(name), weights=_digest(classifier), k=k, part_size=part_size)
     parts = plan_parts(data, part_size, f'{notes["weights"]} {k}')
     folder = Path(out).expanduser()
-    with _alone_in(folder):
+    with alone_in(folder):
         done = _done(folder, parts, notes)
         left = [part for part in parts if part.name not in done]
         found = list(done.values())
@@ -139,30 +137,13 @@ def _digest(classifier: Classifier) -> str:
 
 # The folder of the parts --------------------------------------------------------------------------------------------------------------
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other calls out of it. The system's lock dies with its holder."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f'{folder}: is a file; give a folder for the results')
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / LOCK
-    try:
-        with FileLock(file, timeout=0):
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-    except Timeout:
-        raise RuntimeError(f'{folder}: another igczoo batch writes there; wait for it, or give another folder') from None
-
-
 def _done(folder: Path, parts: Sequence[Part], notes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts that are in the folder, by their names, with their notes."""
     for left in folder.glob('.part-*.part'):     # of a call that was killed
         left.unlink()
     names = {part.name for part in parts}
     done = {}
-    for file in sorted(path for path in folder.iterdir() if not path.name.startswith('.')):     # LOCK, and what Finder leaves
+    for file in sorted(path for path in folder.iterdir() if not path.name.startswith('.')):     # the lock, and what Finder leaves
         if not file.match('part-*.parquet'):
             raise ValueError(f'{folder}: has other files, as {file.name}; give a new folder for the results')
         done[file.name] = read_notes(file)

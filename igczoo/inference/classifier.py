@@ -227,7 +227,8 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: there is no such folder; a repository on the hub is named 'hf-hub:org/name'")
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise ValueError(f'{folder}: has no {file}; give a folder that timm.models.save_for_hf(..., safe_serialization=True) wrote')
+            raise ValueError(f'{folder}: has no {file}; give a folder that igczoo finetune, train or convert made, or '
+                             f'timm.models.save_for_hf(..., safe_serialization=True)')
     try:
         architecture = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['architecture']
         package = timm.models.model_entrypoint(architecture).__module__.partition('.')[0]

@@ -47,7 +47,7 @@ from ..checkpoints.digests import sha256
 from ..checkpoints.folder import CARD, folder_card, folder_to_make, resolve, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..deployment.placement import check_placement
-from ..files import replacing
+from ..files import LOCK, alone_in, replacing
 from ..inference.classifier import Classifier, load
 from ..inference.photograph import Fit, ImageError
 from ..inference.pictures import one_line
@@ -335,31 +335,31 @@ class _Run:
 
         Raises:
             ValueError: there is a run of other settings, or something else.
+            RuntimeError: another call writes there.
         """
         path = out / 'checkpoint.pt'
-        if out.exists() and not out.is_dir():
-            raise ValueError(f'{out}: is a file; name a folder')
-        if out.is_dir() and any(out.iterdir()) and not (out / 'settings.json').exists():
-            raise ValueError(f'{out}: is a folder of something else; name one that does not exist')
         is_new = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob('.*.part'):     # of a run that was killed
-            left.unlink()
-        if (out / 'settings.json').exists():
-            done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
-            if not isinstance(done, dict) or done.keys() != asdict(settings).keys():
-                raise ValueError(f'{out}: is a folder of something else, which has a settings.json too; name one that does not exist')
-            if done != asdict(settings) and (path.exists() or (out / CARD).exists()):       # otherwise nothing has been done yet
-                differing = ', '.join(f'{key} {value}' for key, value in done.items() if asdict(settings).get(key) != value)
-                raise ValueError(f'{out}: holds a run of other settings ({differing}); name another folder')
-        with replacing(out / 'settings.json') as file:
-            file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
-        try:
-            yield cls(out, settings, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
-        except BaseException:
-            if is_new and not path.exists():
-                shutil.rmtree(out)
-            raise
+        there = {file.name for file in out.iterdir()} - {LOCK} if out.is_dir() else set()
+        if there and 'settings.json' not in there:
+            raise ValueError(f'{out}: is a folder of something else; name one that does not exist')
+        with alone_in(out):
+            for left in out.glob('.*.part'):     # of a run that was killed
+                left.unlink()
+            if 'settings.json' in there:
+                done = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+                if not isinstance(done, dict) or done.keys() != asdict(settings).keys():
+                    raise ValueError(f'{out}: is a folder of something else, which has a settings.json too; name one that does not exist')
+                if done != asdict(settings) and (path.exists() or (out / CARD).exists()):       # otherwise nothing has been done yet
+                    differing = ', '.join(f'{key} {value}' for key, value in done.items() if asdict(settings).get(key) != value)
+                    raise ValueError(f'{out}: holds a run of other settings ({differing}); name another folder')
+            with replacing(out / 'settings.json') as file:
+                file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
+            try:
+                yield cls(out, settings, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
+            except BaseException:
+                if is_new and not path.exists():
+                    shutil.rmtree(out)
+                raise
 
     @property
     def finished(self) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..checkpoints.card import Card, Preprocess
 from ..checkpoints.folder import folder_to_make, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..deployment.placement import check_placement
-from ..files import replacing
+from ..files import alone_in, replacing
 from ..inference.classifier import Classifier
 from ..nets.net import Net
 from .augment import Augmentation
@@ -84,6 +85,7 @@ def train(
         The rows of log.csv.
 
     Raises:
+        RuntimeError: the loss is no number any more; or another call writes into ``out``.
         ValueError: the data set is one file, or has another number of classes than the model; ``out`` holds a run of other settings, or is
             called like a checkpoint; there is a teacher too many, too few or of other classes; or there is no such device here.
     """
@@ -114,58 +116,58 @@ def train(
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     soft_labels = SoftLabels(teacher, recipe, images, out, seed, bf16) if teacher else None
     settings = _settings(recipe, seed, start, soft_labels)
-    log = _resume(out, settings, net, optimizer, device)
+    with alone_in(out) if rank == 0 else nullcontext():
+        log = _resume(out, settings, net, optimizer, device)
+        forward = form(net, device)
+        if compile:
+            forward.compile()
+        model = DistributedDataParallel(forward) if world > 1 else forward
 
-    forward = form(net, device)
-    if compile:
-        forward.compile()
-    model = DistributedDataParallel(forward) if world > 1 else forward
-
-    for epoch in range(len(log), recipe.epochs):
-        asked = time.perf_counter()
-        lesson = soft_labels.of(epoch) if soft_labels else None
-        started, sizes = time.perf_counter(), recipe.sizes_at(epoch)
-        model.train()
-        torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
-        order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
-        loss_sum = torch.zeros((), device=device)
-        for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
-            scheduler.step_update(epoch * updates_per_epoch + step)
-            numbers, x = batch[rank], _windows(augment, batch, rank, lesson, sizes)
+        for epoch in range(len(log), recipe.epochs):
+            asked = time.perf_counter()
+            lesson = soft_labels.of(epoch) if soft_labels else None
+            started, sizes = time.perf_counter(), recipe.sizes_at(epoch)
+            model.train()
+            torch.manual_seed(seed + (epoch + 1) * 1_000_003)   # an epoch draws the same numbers in a whole run and in a resumed one
+            order = torch.randperm(len(images))[:updates_per_epoch * recipe.batch_size].view(updates_per_epoch, world, -1)
+            loss_sum = torch.zeros((), device=device)
+            for step, batch in enumerate(tqdm(order, f'epoch {epoch + 1}/{recipe.epochs}', disable=None if rank == 0 else True)):
+                scheduler.step_update(epoch * updates_per_epoch + step)
+                numbers, x = batch[rank], _windows(augment, batch, rank, lesson, sizes)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    logits = model(x)
+                    loss = criterion(logits, labels[numbers.to(device)])
+                if lesson is not None:
+                    taught = distillation(logits, lesson.logits[numbers].to(device), recipe.temperature)
+                    loss = torch.lerp(loss, taught, recipe.teacher_share)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach()
+            if not loss_sum.isfinite():
+                raise RuntimeError(f'{out}: the loss of epoch {epoch + 1} is {loss_sum.item()}; train by a smaller learning rate. '
+                                   f'The checkpoint of epoch {epoch} is kept')
+            train_seconds, size = time.perf_counter() - started, recipe.size_at(epoch)
+            eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
+            top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
+            if world > 1:
+                dist.all_reduce(loss_sum)
+            log.append(dict(
+                epoch=epoch + 1, size=size, lr=optimizer.param_groups[0]['lr'],
+                train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
+                top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
+                train_seconds=round(train_seconds, 1)))
+            if rank == 0:
+                _save(out, settings, net, optimizer, log)
+            now = time.perf_counter()
+            if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - asked), 60 * minutes, device):
+                break
+        if rank == 0 and len(log) == recipe.epochs:
+            torch.manual_seed(seed)
+            batches = torch.randperm(len(images)).split(recipe.batch_size)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = model(x)
-                loss = criterion(logits, labels[numbers.to(device)])
-            if lesson is not None:
-                taught = distillation(logits, lesson.logits[numbers].to(device), recipe.temperature)
-                loss = torch.lerp(loss, taught, recipe.teacher_share)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()
-        if not loss_sum.isfinite():
-            raise RuntimeError(f'{out}: the loss of epoch {epoch + 1} is {loss_sum.item()}; train by a smaller learning rate. The '
-                               f'checkpoint of epoch {epoch} is kept')
-        train_seconds, size = time.perf_counter() - started, recipe.size_at(epoch)
-        eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
-        top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
-        if world > 1:
-            dist.all_reduce(loss_sum)
-        log.append(dict(
-            epoch=epoch + 1, size=size, lr=optimizer.param_groups[0]['lr'],
-            train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
-            top1=round(100 * top1 / len(eval_labels), 2), top5=round(100 * top5 / len(eval_labels), 2),
-            train_seconds=round(train_seconds, 1)))
-        if rank == 0:
-            _save(out, settings, net, optimizer, log)
-        now = time.perf_counter()
-        if minutes is not None and _is_late(now - began + _next_seconds(recipe, epoch, now - asked), 60 * minutes, device):
-            break
-    if rank == 0 and len(log) == recipe.epochs:
-        torch.manual_seed(seed)
-        batches = torch.randperm(len(images)).split(recipe.batch_size)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
-        _write(out, recipe, net, eval_set, str(data), seed, base, teacher)
+                update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
+            _write(out, recipe, net, eval_set, str(data), seed, base, teacher)
     if world > 1:
         dist.destroy_process_group()
     return log

@@ -165,7 +165,7 @@ def test_a_malformed_card_says_where(path, text, message):
 def test_cards_that_cannot_be_read(path):
     with pytest.raises(CardError) as raised:
         read_card(path)
-    assert str(raised.value) == f'{path}: cannot be read: No such file or directory'
+    assert str(raised.value) == f'{path}: there is no such file; name a folder that igczoo finetune, train or convert made'
     with pytest.raises(CardError, match='cannot be read: Is a directory'):
         read_card(path.parent)
     path.write_bytes(b'\xff{}')

@@ -19,6 +19,7 @@ import igczoo.training.finetune as module
 from igczoo.checkpoints.card import read_card
 from igczoo.checkpoints.publish import publish
 from igczoo.cli import main
+from igczoo.files import LOCK, alone_in
 from igczoo.training.finetune import finetune
 from igczoo.training.images import open_photographs, read_squares
 from igczoo.training.split import copies_between, spread, stratified_split
@@ -162,6 +163,21 @@ def test_what_a_killed_start_left_is_no_run(photos, tmp_path):
     (tmp_path / '.checkpoint.pt.0123.part').write_bytes(b'half')
     finetune(NAME, photos, tmp_path, freeze=True, report=False)
     assert not list(tmp_path.glob('.*')) and (tmp_path / 'card.json').exists()
+
+
+def test_a_folder_that_another_call_writes_to_is_left_alone(photos, tmp_path):
+    out = tmp_path / 'mine'
+    with alone_in(out):
+        (out / 'settings.json').write_text('{}')
+        (out / '.checkpoint.pt.0123.part').write_bytes(b'half')
+        with pytest.raises(RuntimeError, match='mine: another igczoo writes there; wait for it, or name another folder'):
+            finetune(NAME, photos, out, freeze=True, report=False)
+        assert sorted(path.name for path in out.iterdir()) == ['.checkpoint.pt.0123.part', LOCK, 'settings.json']
+    out = tmp_path / 'killed'
+    out.mkdir()
+    (out / LOCK).touch()        # of a call that was killed before it wrote anything
+    finetune(NAME, photos, out, freeze=True, report=False)
+    assert not list(out.glob('.*')) and (out / 'card.json').exists()
 
 
 def test_settings_of_something_else_are_left_alone(photos, tmp_path):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import igczoo
 import igczoo.training.train
+from igczoo.files import LOCK, alone_in
 from igczoo.training.forms import as_written, planar_by_torch, training_form
 from igczoo.training.images import open_split, stack_images
 from igczoo.training.recipes import Recipe, find_recipe, list_recipes
@@ -203,6 +204,14 @@ def test_a_folder_of_another_run_is_refused(data, tmp_path):
                         (dataclasses.replace(recipe, epochs=3, min_area=0.5), 0)):
         with pytest.raises(ValueError, match='is a run of other settings'):
             train(other, data, tmp_path, device='cpu', seed=seed)
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(data, tmp_path):
+    with alone_in(tmp_path), pytest.raises(RuntimeError, match='another igczoo writes there; wait for it, or name another folder'):
+        run(data, tmp_path)
+    assert not list(tmp_path.iterdir())
+    run(data, tmp_path)
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(data, tmp_path):
