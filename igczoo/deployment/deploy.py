@@ -193,7 +193,7 @@ class DeployedStage(nn.Module):
 def _reordered(x: Tensor, order: Tensor) -> Tensor:
     """Channels of (N, C, H, W) in another order, in channels_last memory."""
     x = x.permute(0, 2, 3, 1)
-    return x.gather(3, order.expand(x.shape)).permute(0, 3, 1, 2)       # beyond batch 1 faster than index_select
+    return x.gather(3, order.expand_as(x)).permute(0, 3, 1, 2)       # beyond batch 1 faster than index_select
 
 
 class DeployedStages(nn.Sequential):

@@ -70,6 +70,7 @@ def test_gradients_and_jacobians(net, fast):
     close(*(torch.func.jacrev(model)(x) for model in (fast, net)))
 
 
+@pytest.mark.filterwarnings('ignore:Skipping serialization of:UserWarning')     # PyTorch 2.6 says so of settings of its own
 def test_compiled_under_autocast(net, fast):
     x = images()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):

@@ -115,7 +115,8 @@ def chain_operator(
 
 def pack(units: Sequence[Unit]) -> tuple[list[Tensor], list[int]]:
     """What of the units an operator can take."""
-    return [tensor for unit in units for tensor in unit[:-NUMBERS]], [int(number) for unit in units for number in unit[-NUMBERS:]]
+    fields = [tuple(unit) for unit in units]    # torch.compile of PyTorch 2.6 cannot cut a named tuple
+    return [tensor for unit in fields for tensor in unit[:-NUMBERS]], [int(number) for unit in fields for number in unit[-NUMBERS:]]
 
 
 def unpack(unit_type: type[Unit], tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[Unit]:
