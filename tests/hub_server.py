@@ -18,7 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants, file_download
+
 HTML = b'<!doctype html><html><title>Log in</title><body>Please log in to this network.</body></html>'
+
+
+def set_endpoint(monkeypatch, url: str) -> None:
+    """What HF_ENDPOINT does in a new process."""
+    monkeypatch.setattr(constants, 'ENDPOINT', url)
+    for module in (constants, file_download):       # the second's own copy is what huggingface_hub 0.30 uses
+        monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', url + '/{repo_id}/resolve/{revision}/{filename}', raising=False)
 
 
 class Request(NamedTuple):

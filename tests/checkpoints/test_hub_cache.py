@@ -10,8 +10,10 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_server import HubServer
+from packaging.version import Version
 
 from igczoo.checkpoints.card import weights_folder
 
@@ -77,6 +79,12 @@ def test_others_see_what_was_fetched(hub, tmp_path):
     assert [request.path.rpartition('/')[2] for request in hub.downloads] == ['model.safetensors', 'config.json']
     hub.heal()
     assert run(OFFLINE, environment(hub, tmp_path, HF_HUB_OFFLINE='1')) == [path, 'True'] and not hub.requests
+
+
+@pytest.mark.skipif(Version(huggingface_hub.__version__) < Version('2'), reason='its command line had other commands')
+def test_the_command_line_of_the_hub_knows_what_was_fetched(hub, tmp_path):
+    online = environment(hub, tmp_path)
+    path, = run(FETCH, online)
     listed = hf(online, 'cache', 'list', '--json')
     assert REPO in listed and 'models--' not in listed
     assert 'mismatch' not in hf(online, 'cache', 'verify', REPO, '--revision', hub.commit)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_server import HubServer
+from hub_server import HubServer, set_endpoint
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from safetensors.torch import save
@@ -92,9 +92,8 @@ class Keeper(HubServer):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with Keeper() as hub:
-        monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
-        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
-        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+        set_endpoint(monkeypatch, hub.url)
+        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True, raising=False)       # huggingface_hub 0.30 has none
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
         monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'no token'))
         monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
@@ -203,7 +202,7 @@ def test_without_a_token(hub, path, monkeypatch):
 
 def test_a_hub_that_is_not_there(hub, path, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:1')
+    set_endpoint(monkeypatch, 'http://127.0.0.1:1')
     fails(f'{REPO}: the upload failed .*try again')
     assert path.read_bytes() == before
 

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
-from hub_server import HubServer
+from hub_server import HubServer, set_endpoint
 from huggingface_hub import cached_assets_path, constants, scan_cache_dir, try_to_load_from_cache
 from safetensors.torch import load_file, save
 
@@ -103,8 +103,7 @@ def quick(monkeypatch, tmp_path):
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     with HubServer() as hub:
-        monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
-        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
+        set_endpoint(monkeypatch, hub.url)
         yield World(hub, tmp_path)
 
 
@@ -251,11 +250,9 @@ def test_no_such_repository(world):
 
 def test_a_refused_connection(world, monkeypatch):
     url = world.hub.url
-    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:1')
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}')
+    set_endpoint(monkeypatch, 'http://127.0.0.1:1')
     world.check_fails(r'127.0.0.1:1/.*no HTTP answer \(Connection refused\); gave up at attempt 4, check the network')
-    monkeypatch.setattr(constants, 'ENDPOINT', url)
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', url + '/{repo_id}/resolve/{revision}/{filename}')
+    set_endpoint(monkeypatch, url)
     world.check()
 
 
