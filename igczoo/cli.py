@@ -75,17 +75,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument('--batch-size', type=_positive, default=default, help='images at a time (default: %(default)s)')
 
     def add_reading(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one a core, 16 at most)')
+        sub.add_argument('--workers', type=_count, help='threads that open photographs and compute (default: one per core, 16 at most)')
         sub.add_argument('--exact', action='store_true', help='decode every pixel also of large JPEG files, which takes longer')
 
     def add_json(sub: argparse.ArgumentParser) -> None:
         sub.add_argument('--json', action='store_true', help='print JSON')
 
     def add_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--device', default='cpu', help='where to compute, as cpu or cuda (default: %(default)s)')
+        sub.add_argument('--device', default='cpu', help='where to compute, such as cpu or cuda (default: %(default)s)')
 
     def add_model(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument('--model', default=DEFAULT_MODEL, help='arch, arch.tag, a folder or hf-hub:org/name (default: %(default)s)')
+        sub.add_argument('--model', default=DEFAULT_MODEL,
+                         help='a name of igczoo list, with or without its tag, a folder or hf-hub:org/name (default: %(default)s)')
 
     def add_deploy(sub: argparse.ArgumentParser,
                    default: str = 'where it has one, for 16 images and more, and compiled for it only for 5,000 and more') -> None:
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add_json(sub)
 
     sub = command('info', _info, 'Say everything about a checkpoint: its card, and where copies of it are.', 'igcnet18', 'my_model')
-    sub.add_argument('name', help='arch.tag, arch for its default checkpoint, or a folder')
+    sub.add_argument('name', help='a name of igczoo list, with or without its tag, or a folder')
     add_json(sub)
 
     sub = command('classify', _classify, 'Say what photographs show.', 'bus.jpg', 'holiday/ -k 1 --json',
@@ -112,11 +113,11 @@ def _parser() -> argparse.ArgumentParser:
                      help="onnx: by ONNX Runtime (pip install 'igczoo[export]'), which for few photographs answers sooner; --model may be "
                           'an .onnx file of igczoo export then (default: onnx for such a file, else torch)')
     sub.add_argument('--csv', metavar='FILE', help='write a line for each image as it is done; - for standard output')
-    sub.add_argument('--jsonl', metavar='FILE', help='write a JSON object a line, likewise')
+    sub.add_argument('--jsonl', metavar='FILE', help='likewise, one JSON object per line')
     sub.add_argument('--save', metavar='FOLDER', help='write the photographs with their labels drawn on, and contact sheets')
     add_json(sub)
 
-    sub = command('batch', _batch, "Say what very many photographs show, by Ray, on one machine or a cluster (pip install 'igczoo[ray]').",
+    sub = command('batch', _batch, "Say what very many photographs show, with Ray, on a machine or a cluster (pip install 'igczoo[ray]').",
                   'photos/ -o results', 'photos.parquet -o results --model my_model -k 1', 'addresses.txt -o results --workers 8 --json')
     sub.add_argument('data', metavar='DATA', help='a folder of images; Parquet files or a folder of them, with a column image (bytes, '
                                                   'path); or a text or CSV file that lists paths or URLs')
@@ -125,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     add_model(sub)
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
     add_batch_size(sub, 32)
-    sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one a CPU)')
-    sub.add_argument('--part-size', type=_positive, default=1000, help='images a file of results (default: %(default)s)')
+    sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one per CPU)')
+    sub.add_argument('--part-size', type=_positive, default=1000, help='images per file of results (default: %(default)s)')
     add_deploy(sub)
     add_json(sub)
 
@@ -142,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('demo', _demo, "Serve a page to drop photographs on (pip install 'igczoo[demo]').", '',
                   '--model my_model --model igcnet18 --examples photos/', '--model my_model --space my_space')
     sub.add_argument('--model', action='append', dest='models', metavar='NAME',
-                     help=f'arch, arch.tag, a folder or hf-hub:org/name; more than one to choose from (default: {DEFAULT_MODEL})')
+                     help='a name of igczoo list, a folder or hf-hub:org/name; may be given more than once, to choose from '
+                          f'(default: {DEFAULT_MODEL})')
     sub.add_argument('--examples', metavar='FOLDER', help='photographs to click on')
     sub.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s: this machine only)')
     sub.add_argument('--port', type=_positive, help='(default: the first free one from 7860 on)')
@@ -151,72 +153,72 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('verify', _verify, 'Read the weights of a checkpoint on this machine again, and compare their digests with the card.',
                   'igcnet18', 'my_model', '--all')
     names = sub.add_mutually_exclusive_group(required=True)
-    names.add_argument('name', nargs='?', help='arch.tag, arch for its default checkpoint, or a folder')
+    names.add_argument('name', nargs='?', help='a name of igczoo list, with or without its tag, or a folder')
     names.add_argument('--all', action='store_true', help='every checkpoint that comes with igczoo')
     add_json(sub)
 
     sub = command('evaluate', _evaluate, 'Measure the accuracy on the evaluation split of a data set.',
                   'igcnet18 --data tiny-imagenet-200/', 'my_model --data other_photos/ --csv predictions.csv --report report/',
                   'my_model.onnx --data other_photos/')
-    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder, hf-hub:org/name, or an .onnx file of igczoo export')
-    sub.add_argument('--model', dest='model', help='the same')
-    sub.add_argument('--csv', metavar='FILE', help='write a line for each image: what it is called, with which score')
+    sub.add_argument('name', nargs='?', help='a name of igczoo list, a folder, hf-hub:org/name, or an .onnx file of igczoo export')
+    sub.add_argument('--model', dest='model', help='NAME, given as an option')
+    sub.add_argument('--csv', metavar='FILE', help='write a line for each image: its label, and the likeliest one with its score')
     sub.add_argument('--report', metavar='FOLDER', help="write a page with pictures (pip install 'igczoo[report]')")
     sub.add_argument('--data', required=True,
-                     help='a folder of Parquet files, or with test/ or val/ of one folder a class; or a Parquet file')
+                     help='a folder of Parquet files, or one with test/ or val/ that has a folder for each class; or a Parquet file')
     add_batch_size(sub, 32)
     add_reading(sub)
     add_device(sub)
     add_deploy(sub, 'by the model as it is written')
     add_json(sub)
 
-    sub = command('finetune', _finetune, 'Train a checkpoint further on your own photographs, or go on with a run that was stopped.',
+    sub = command('finetune', _finetune, 'Train a checkpoint further on your own photographs, or resume a run that was stopped.',
                   'igcnet18 --data photos/ -o my_model', 'igcnet18 --data photos.csv -o my_model --minutes 5',
                   'timm:resnet18 --scratch --data photos/ -o my_model')
-    sub.add_argument('name', help="arch, arch.tag, a folder, hf-hub:org/name, or timm: and the name of one of timm's models")
+    sub.add_argument('name', help="a name of igczoo list, a folder, hf-hub:org/name, or timm: and the name of one of timm's models")
     sub.add_argument('--data', required=True,
                      help='a folder of one folder a class, perhaps under train/ and val/; Parquet files; a CSV file with columns file, '
                           'label and perhaps split; or torchvision:NAME:ROOT')
     sub.add_argument('-o', '--out', required=True, metavar='FOLDER', help='folder to make: a checkpoint')
     length = sub.add_mutually_exclusive_group()
-    length.add_argument('--epochs', type=_positive, help='how often each photograph is shown (default: 30,000 by their number, 5 to 100)')
-    length.add_argument('--minutes', type=_above_zero, help='that reading, training and measuring together may take')
+    length.add_argument('--epochs', type=_positive, help='passes over the photographs (default: 30,000 / their number, within 5 and 100)')
+    length.add_argument('--minutes', type=_above_zero, help='limit on reading, training and measuring together')
     sub.add_argument('--freeze', action='store_true', help='fit the classifier only')
     sub.add_argument('--scratch', action='store_true', help='start from random weights')
     sub.add_argument('--size', type=_positive,
                      help="pixels of the net's input (default: the checkpoint's, or up to twice as many, 160 at most, where the "
                           'photographs have them)')
-    sub.add_argument('--seed', type=int, default=0, help='of the split, the order and the windows (default: %(default)s)')
+    sub.add_argument('--seed', type=int, default=0, help='of the split, the order and the crops (default: %(default)s)')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
     add_json(sub)
 
-    sub = command('train', _train, 'Train by a recipe, or go on with a run that was stopped.',
+    sub = command('train', _train, 'Train by a recipe, or resume a run that was stopped.',
                   'cifar10_igc_resnet20_l24m2 --data cifar10/ --bf16')
-    sub.add_argument('recipe', help='a name; a wrong one lists those there are')
+    sub.add_argument('recipe', help='its name; any other lists those there are')
     sub.add_argument('--data', required=True, help='a folder as for evaluate, with a training split too')
     sub.add_argument('--out', help='folder of the run (default: runs/RECIPE)')
     sub.add_argument('--epochs', type=_positive, help='other than the recipe says')
     sub.add_argument('--teacher', metavar='MODEL', help='for recipes that have one: a checkpoint of the same classes, as for classify')
     sub.add_argument('--device', help='where to compute (default: the first GPU, else the CPU)')
     sub.add_argument('--as-written', action='store_true', help='train the net as it is written, not by a faster form of equal results')
-    sub.add_argument('--bf16', action='store_true', help='mixed precision')
+    sub.add_argument('--bf16', action='store_true', help='mixed precision, bfloat16')
     sub.add_argument('--compile', action='store_true', help='torch.compile the model')
-    sub.add_argument('--minutes', type=_above_zero, help='end after the last whole epoch that fits; the same command goes on')
+    sub.add_argument('--minutes', type=_above_zero, help='end after the last whole epoch that fits; the same command resumes')
     sub.add_argument('--seed', type=int, default=0, help='of weights, order and augmentation (default: %(default)s)')
 
     sub = command('export', _export, 'Write the deployed form of a checkpoint for another engine, as ONNX or as a PyTorch program.',
                   'igcnet18 -o igcnet18.onnx', 'my_model -o my_model.pt2', 'my_model -o my_model.onnx --int8 --data photos/')
-    sub.add_argument('name', nargs='?', help='arch, arch.tag, a folder or hf-hub:org/name')
-    sub.add_argument('--model', help='the same')
+    sub.add_argument('name', nargs='?', help='a name of igczoo list, with or without its tag, a folder or hf-hub:org/name')
+    sub.add_argument('--model', help='NAME, given as an option')
     sub.add_argument('-o', '--out', required=True, metavar='FILE', help="FILE.onnx, which needs pip install 'igczoo[export]', or FILE.pt2")
-    sub.add_argument('--int8', action='store_true', help='weights and maps of eight bits, for ONNX Runtime; needs --data')
+    sub.add_argument('--int8', action='store_true', help='weights and activations of eight bits, for ONNX Runtime; needs --data')
     sub.add_argument('--data', help='for --int8: a data set such as the checkpoint was trained on, as for finetune; 500 photographs of its '
                                     'training split are calibrated on and 500 compared')
 
     sub = command('bench', _bench, 'Time a model as it is written and in its faster forms, with random weights.',
                   'igcnet18', 'my_model --batch-size 1 --json')
-    sub.add_argument('name', nargs='?', help='an architecture, or a folder for that of its checkpoint; a wrong one lists those there are')
-    sub.add_argument('--model', help='the same')
+    sub.add_argument('name', nargs='?', help='an architecture, or a folder for that of its checkpoint; any other name lists them')
+    sub.add_argument('--model', help='NAME, given as an option')
     sub.add_argument('--size', type=_positive, help="height and width of the images in pixels (default: the model's)")
     sub.add_argument('--batch-size', type=_positive, nargs='+', default=[1, 8], metavar='N', help='images at a time (default: 1 8)')
     sub.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='(default: %(default)s)')
@@ -228,13 +230,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command('convert', _convert, "Convert an authors' MXNet checkpoint, or pytorchcv's, to a folder that timm and the hub take.",
                   'igcnet18.params --model igcnet18 -o converted', 'igcv3_w1-0920-12385791.pth --model igcv3_100 -o converted')
     sub.add_argument('file', help="a .params file, or a .pth file of pytorchcv's, unzipped")
-    sub.add_argument('--model', required=True, help='its architecture; a wrong one lists those there are')
+    sub.add_argument('--model', required=True, help='its architecture; any other name lists those there are')
     sub.add_argument('-o', '--out', required=True, help='folder to write, which must not exist')
 
     sub = command('publish', _publish, 'Check a checkpoint and, with --upload, put it on the Hugging Face hub (HF_TOKEN).',
                   'my_model --to me', 'my_model --to me --upload')
     sub.add_argument('name', nargs='?', help='a folder, or arch.tag of this installation')
-    sub.add_argument('--model', help='the same')
+    sub.add_argument('--model', help='NAME, given as an option')
     sub.add_argument('--to', required=True, metavar='ORG', help='user or organisation on the hub')
     sub.add_argument('--upload', action='store_true', help='upload, fetch back, and write the commit into the card')
     add_json(sub)
