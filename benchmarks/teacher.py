@@ -60,7 +60,7 @@ class FusedLite(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        net, dtype = self.net, fused.storage(x)
+        net, dtype = self.net, fused.kernel_dtype(x)
         if dtype is None:
             return net(x)
         x = net.bn1(net.conv_stem(x))

@@ -18,8 +18,7 @@ from huggingface_hub.utils import yaml_dump
 from timm.data import ImageNetInfo
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..nets import igcnet, igcv2, igcv3
-from ..nets.families import VARIANTS, build, paper, printed, timm_cfg
+from ..nets.families import NETS, VARIANTS, build, paper, printed, timm_cfg
 from .card import Accuracy, Card, Trained, cards, weights_folder
 
 __all__ = [
@@ -39,7 +38,6 @@ __all__ = [
 TABLE_MARKS = '<!-- weights: written by python -m igczoo.checkpoints.model_card -->', '<!-- end of weights -->'
 TRAINING_DATA = {   # tag -> on the hub
     'cifar10': 'uoft-cs/cifar10', 'tinyimagenet': 'zh-plus/tiny-imagenet', 'in1k': 'ILSVRC/imagenet-1k', 'pcv_in1k': 'ILSVRC/imagenet-1k'}
-GENERATIONS = {igcnet: 'IGCNet', igcv2: 'IGCV2', igcv3: 'IGCV3'}
 
 
 def config_json(card: Card) -> str:
@@ -105,7 +103,7 @@ def with_table(readme: str) -> str:
     Raises:
         ValueError: as `between`.
     """
-    first = [next(iter(family.VARIANTS)) for family in GENERATIONS]
+    first = [next(iter(family.VARIANTS)) for family in NETS]
     table = models_table({name: card for name, card in cards().items() if not card.origin or (card.default and card.model in first)}, first)
     return between(readme, *TABLE_MARKS, f'\n{table}')
 
@@ -123,7 +121,7 @@ def between(readme: str, start: str, end: str, text: str) -> str:
 
 
 def count_params(model: torch.nn.Module) -> int:
-    """Trainable parameters."""
+    """Parameters, frozen ones too."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -259,7 +257,7 @@ def _variant_row(variant: str) -> dict[str, str]:
 
 def _row(variant: str, name: str, params: int, macs: int, published: str, measured: str, weights: str) -> dict[str, str]:
     """A net of another package is of no generation."""
-    generation = f'{GENERATIONS[VARIANTS[variant]]}, {paper(variant).venue} {paper(variant).year}' if variant in VARIANTS else ''
+    generation = f'{NETS[VARIANTS[variant]].__name__}, {paper(variant).venue} {paper(variant).year}' if variant in VARIANTS else ''
     return {'generation': generation, 'model': name, 'parameters': f'{params / 1e6:.2f} M', 'multiply-adds': f'{macs / 1e6:,.0f} M',
             'published top-1, %': published, 'measured top-1, % (95 % interval)': measured, 'weights': weights}
 

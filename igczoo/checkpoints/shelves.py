@@ -125,9 +125,9 @@ class HubShelf(_Shelf):
         return self.card.sha256
 
     @property
-    def revisions(self) -> dict[str, None]:
+    def revisions(self) -> list[str]:
         """To ask the hub for; a mirror under another namespace has other commits, hence main."""
-        return dict.fromkeys([self.card.revision or 'main', 'main'])
+        return list(dict.fromkeys([self.card.revision or 'main', 'main']))
 
     def copies(self) -> Iterator[Path]:
         """Of the revisions to ask for, then of any other that somebody has fetched."""

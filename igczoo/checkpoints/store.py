@@ -30,12 +30,11 @@ from .hub import download_from_hub, hub_repo
 from .shelves import FILE, HubShelf, OriginShelf, assets, hub_cache
 from .unpack import unpack
 
-__all__ = ['SOURCES', 'Copy', 'StoreError', 'check_safetensors', 'fetch', 'locate']
+__all__ = ['SOURCES', 'Copy', 'StoreError', 'fetch', 'locate']
 
 SOURCES = 'bundled', 'cache', 'hub', 'origin'
 NAMESPACE = 'igczoo'        # on the hub, unless IGCZOO_HUB says otherwise
 CONFIG = 'config.json'
-HEADER_LIMIT = 10 << 20     # bytes; the largest network here needs 30 kB
 SLACK = 1 << 20             # bytes of names and statistics that a file of weights has beside them, at most
 
 Shelf = HubShelf | OriginShelf
@@ -70,8 +69,9 @@ def fetch(card: Card, sources: Sequence[str] | None = None, cache_dir: str | Pat
     Raises:
         StoreError: no source has the file. Without a network that takes 10 s at most, with HF_HUB_OFFLINE=1 no time.
     """
-    shelf, allowed, home = _shelf(card, cache_dir, namespace), _allowed(sources), 'origin' if card.origin else 'hub'
-    readers = {'bundled': _from_bundled, 'cache': _from_cache, home: _from_origin if card.origin else _from_hub}
+    shelf, allowed = _shelf(card, cache_dir, namespace), _allowed(sources)
+    home, from_home = ('origin', _from_origin) if card.origin else ('hub', _from_hub)
+    readers = {'bundled': _from_bundled, 'cache': _from_cache, home: from_home}
     reasons = []
     for source, read in readers.items():
         try:
@@ -97,27 +97,14 @@ def locate(card: Card, cache_dir: str | Path | None = None, namespace: str | Non
     return [Copy.found('bundled', weights_folder() / card.name / FILE, shelf.expected, rehash), *cached]
 
 
-def check_safetensors(path: str | Path) -> None:
-    """Raise StoreError unless the file is whole, well-formed safetensors; the header's length is bounded before the header is parsed."""
-    from safetensors import SafetensorError, safe_open
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        header = int.from_bytes(file.read(8), 'little')
-    if not 2 <= header <= min(size - 8, HEADER_LIMIT):
-        raise StoreError(f'{path} is no safetensors file: it has {size:,} bytes and claims a header of {header:,}')
-    try:
-        with safe_open(path, 'pt'):
-            pass
-    except SafetensorError as error:
-        raise StoreError(f'{path} is no safetensors file: {error}') from None
-
-
 def _shelf(card: Card, cache_dir: str | Path | None, namespace: str | None) -> Shelf:
     digest = card.origin.digest if card.origin else card.sha256
     if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', digest or ''):
         raise StoreError(f'{card.name}: its card has neither a sha256 nor an origin with a digest to check a file by')
+    if card.origin:
+        return OriginShelf(card, assets(cache_dir))
     repo = hub_repo(namespace or os.environ.get('IGCZOO_HUB') or NAMESPACE, card.name, 'IGCZOO_HUB', StoreError)
-    return OriginShelf(card, assets(cache_dir)) if card.origin else HubShelf(card, repo, hub_cache(cache_dir))
+    return HubShelf(card, repo, hub_cache(cache_dir))
 
 
 def _from_bundled(shelf: Shelf) -> Path:
@@ -244,8 +231,7 @@ def _convert(part: Path, card: Card) -> None:
     try:
         with replacing(part) as beside:     # with the mode the umask asks for, so that a second user can read it
             save_file(convert_checkpoint(part, card.model, card.origin.converter), beside, metadata={'format': 'pt'})
-            check_safetensors(beside)
-    except (ValueError, SafetensorError, StoreError) as error:
+    except (ValueError, SafetensorError) as error:
         raise DownloadError(f'cannot convert {card.origin.url} in {part.parent}: {error}') from None
 
 

@@ -12,15 +12,13 @@ from timm.models import FeatureDictNet
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Stem, Unit
-from ..nets.igcv3 import ConvNormAct
-from ..nets.layers import IGConv2d, fold_batch_norm
+from ..nets.igcnet import IGCNet, PlainBlock, Projection, Stage, Stages, Unit
+from ..nets.layers import ConvNormAct, IGConv2d, fold_batch_norm
 from ..nets.net import Net
-from ..nets.structure import altered_part, has_own_methods, is_centred
+from ..nets.structure import altered_part, has_hooks, has_own_hooks, has_own_methods, is_centred
 from . import kernels
 from .forms import FORMS, Folded, Fused, forms_of, is_planar
-from .hooks import has_hooks, is_heard
-from .planes import PlaneConv2d, convolve_planes
+from .planes import PlaneConv2d, constant, convolve_planes
 from .units import UNIT_FORMS, UNITS, deploy_units, has_only_units, unit_forms_of
 
 __all__ = ['DeployedStage', 'DeployedStages', 'deploy', 'forms_used']
@@ -74,7 +72,7 @@ def _replace_parts(parent: nn.Module, choose: Choose, portable: bool) -> None:
             setattr(parent, name, deploy_stages(child, choose))
         elif has_only_units(child):
             setattr(parent, name, deploy_units(child, lambda unit: choose(unit, unit)))
-        elif isinstance(child, (Stem, ConvNormAct)):
+        elif isinstance(child, ConvNormAct):
             setattr(parent, name, child.fuse())
         elif isinstance(child, nn.Dropout):
             setattr(parent, name, nn.Identity())
@@ -145,7 +143,7 @@ class FusedStemIGCNet(IGCNet):
     def forward(self, x: Tensor) -> Tensor:
         pooling = getattr(self.global_pool, 'pool_type', '')        # it may be another module by now, as all that is asked about here
         if (pooling not in ('avg', 'max', 'avgmax') or type(self.final) is not nn.Identity or type(self.stages) is not DeployedStages
-                or is_heard(self.stages) or is_heard(self.final) or has_hooks(self.global_pool)):
+                or has_own_hooks(self.stages) or has_own_hooks(self.final) or has_hooks(self.global_pool)):
             return super().forward(x)
         x, last = self.stages.run(self.forward_stem(x))
         x = self.global_pool(x)                         # (N, C)
@@ -209,7 +207,7 @@ class DeployedStages(nn.Sequential):
 
     def run(self, x: Tensor) -> tuple[Tensor, DeployedStage | None]:
         """The last stage's output as it has not left it yet, and that stage; None where there is none."""
-        if any(map(is_heard, self)):
+        if any(map(has_own_hooks, self)):
             return super().forward(x), None
         last, blocks = None, []
         for stage in self:
@@ -277,8 +275,7 @@ class PlanarProjection(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int):
         super().__init__()
-        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+        self.weight, self.bias = constant(weight), constant(bias)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -393,7 +390,7 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f'deploy: {name} is in training mode; call eval() on the model first')
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f'deploy: {name} has forward hooks, which the new model would not run; remove them first')
-        if isinstance(module, (Unit, Projection, Stem, *UNITS, ConvNormAct)):
+        if isinstance(module, (Unit, Projection, *UNITS, ConvNormAct)):
             for part, bn in module.named_children():
                 if part.startswith('bn') and (type(bn) not in FOLDABLE or bn.running_mean is None):
                     raise ValueError(f'deploy: {name}.{part} is {bn}; it must be BatchNorm2d with running statistics to be folded')

@@ -76,8 +76,8 @@ class Mixed(nn.Module):
     def __init__(self, layer: Folded):
         super().__init__()
         self.primary = _conv(_primary_kernel(layer), None, groups=layer.bias.shape[1], **layer.geometry)
-        zeros = torch.eye(len(layer.bias), dtype=layer.bias.dtype, device=layer.bias.device)
-        secondary = torch.einsum('jlo,ij->ojli', layer.secondary, zeros).flatten(2).flatten(0, 1)[:, :, None, None]
+        diagonal = torch.eye(len(layer.bias), dtype=layer.bias.dtype, device=layer.bias.device)
+        secondary = torch.einsum('jlo,ij->ojli', layer.secondary, diagonal).flatten(2).flatten(0, 1)[:, :, None, None]
         self.secondary = _conv(secondary, layer.bias.t())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _primary_kernel(layer: Folded) -> Tensor:
 def _conv(weight: Tensor, bias: Tensor | None, groups: int = 1, **geometry: int) -> nn.Conv2d:
     out_channels, in_channels, k, _ = weight.shape
     conv = nn.Conv2d(in_channels * groups, out_channels, k, groups=groups, bias=bias is not None, device='meta', **geometry)
-    conv.weight, conv.bias = constant(weight), None if bias is None else constant(bias.flatten())
+    conv.weight, conv.bias = constant(weight, torch.channels_last), None if bias is None else constant(bias.flatten())
     return conv
 
 

@@ -62,7 +62,7 @@ class PlaneConv2d(nn.Module):
         self.turns = nn.ModuleList()
         for r, kernel in enumerate(_rotated_kernels(weight)):
             conv = nn.Conv2d(self.M * self.L, self.M * self.L, k, bias=bias is not None and r == 0, **options)
-            conv.weight = constant(kernel)
+            conv.weight = constant(kernel, torch.channels_last)
             conv.bias = constant(bias.flatten()) if conv.bias is not None else None
             self.turns.append(conv)
 
@@ -77,10 +77,9 @@ class PlaneConv2d(nn.Module):
         return total
 
 
-def constant(weight: Tensor) -> nn.Parameter:
-    """A parameter of a deployed layer."""
-    memory_format = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-    return nn.Parameter(weight.detach().clone(memory_format=memory_format), requires_grad=False)
+def constant(values: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Parameter:
+    """What a deployed layer computes with, in one piece of memory, so that no call copies it."""
+    return nn.Parameter(values.detach().clone(memory_format=memory_format), requires_grad=False)
 
 
 def _rotated_kernels(weight: Tensor) -> Tensor:

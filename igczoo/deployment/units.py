@@ -7,22 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..nets.igcv2 import FusedSparseUnit, SparseUnit
-from ..nets.igcv3 import FusedUnit, InvertedUnit
+from ..nets.igcv2 import FoldedSparseUnit, SparseUnit
+from ..nets.igcv3 import FoldedInvertedUnit, InvertedUnit
 from ..nets.layers import fold_batch_norm
+from ..nets.structure import has_own_hooks
 from . import kernels
-from .hooks import is_heard
 from .kernels import inverted, sparse
+from .planes import constant
 
-__all__ = ['UNITS', 'UNIT_FORMS', 'DeployedUnits', 'FusedInvertedUnit', 'FusedSparseProduct', 'deploy_units', 'has_only_units',
+__all__ = ['UNITS', 'UNIT_FORMS', 'DeployedUnits', 'FusedInvertedUnit', 'FusedSparseUnit', 'deploy_units', 'has_only_units',
            'unit_forms_of']
 
 UNITS = InvertedUnit, SparseUnit
-
-
-def _constant(values: Tensor) -> nn.Parameter:
-    """What a kernel reads, in one piece of memory, so that no call copies it."""
-    return nn.Parameter(values.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
 class FusedInvertedUnit(nn.Module):
@@ -50,11 +46,11 @@ class FusedInvertedUnit(nn.Module):
         with torch.no_grad():
             came_from = source * (mid_chs // g) + channel // g
             matrix, bias = expand.weight[came_from, :, 0, 0], expand.bias[came_from]                        # (mid, C / g), (mid,)
-            self.expand, self.expand_bias = _constant(ordered(matrix).transpose(2, 3)), _constant(ordered(bias))
+            self.expand, self.expand_bias = constant(ordered(matrix).transpose(2, 3)), constant(ordered(bias))
             filters = ordered(depthwise.weight[:, 0]).permute(0, 3, 4, 1, 2)                                # (p, k, k, g, c)
-            self.depthwise, self.depthwise_bias = _constant(filters), _constant(ordered(depthwise.bias))
+            self.depthwise, self.depthwise_bias = constant(filters), constant(ordered(depthwise.bias))
             matrix = project.weight.view(p, -1, mid_chs // p).transpose(1, 2).flatten(0, 1)                 # (mid, O / p)
-            self.project, self.project_bias = _constant(ordered(matrix)), _constant(project.bias.view(p, -1))
+            self.project, self.project_bias = constant(ordered(matrix)), constant(project.bias.view(p, -1))
         self.stride, self.dilation, self.residual = depthwise.stride[0], depthwise.dilation[0], unit.residual
 
     def unit(self) -> inverted.InvertedUnit:
@@ -69,7 +65,7 @@ class FusedInvertedUnit(nn.Module):
         return self.run(x, [self])
 
 
-class FusedSparseProduct(nn.Module):
+class FusedSparseUnit(nn.Module):
     """All convolutions of a `SparseUnit` in one kernel on a CPU in float32 and bfloat16, elsewhere by torch's own operations."""
 
     def __init__(self, unit: SparseUnit):
@@ -80,26 +76,27 @@ class FusedSparseProduct(nn.Module):
         def matrices(conv: nn.Conv2d) -> Tensor:
             return conv.weight.detach().view(g, -1, C // g).transpose(1, 2)        # (g, K, outputs of a group)
 
-        self.depthwise = _constant(spatial.weight[:, 0].permute(1, 2, 0))
+        self.depthwise = constant(spatial.weight[:, 0].permute(1, 2, 0))
         no_product = spatial.weight.new_zeros(0, g, C // g, C // g)
-        self.between = _constant(torch.cat([no_product, *(matrices(conv)[None] for conv in between)]))
-        self.last, self.bias = _constant(matrices(last)), _constant(last.bias)
+        self.between = constant(torch.cat([no_product, *(matrices(conv)[None] for conv in between)]))
+        self.last, self.bias = constant(matrices(last)), constant(last.bias)
         self.stride, self.dilation, self.residual = spatial.stride[0], spatial.dilation[0], unit.residual
 
     def unit(self) -> sparse.SparseUnit:
         return sparse.SparseUnit(self.depthwise, self.between, self.last, self.bias, self.stride, self.dilation, self.residual)
 
     @staticmethod
-    def run(x: Tensor, units: list[FusedSparseProduct]) -> Tensor:
+    def run(x: Tensor, units: list[FusedSparseUnit]) -> Tensor:
         return sparse.sparse_units(x, [unit.unit() for unit in units])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, [self])
 
 
-FUSED = FusedInvertedUnit, FusedSparseProduct
+FUSED = FusedInvertedUnit, FusedSparseUnit
 UNIT_FORMS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
-    InvertedUnit: {'fused': FusedInvertedUnit, 'mixed': FusedUnit}, SparseUnit: {'fused': FusedSparseProduct, 'regular': FusedSparseUnit}}
+    InvertedUnit: {'fused': FusedInvertedUnit, 'mixed': FoldedInvertedUnit},
+    SparseUnit: {'fused': FusedSparseUnit, 'regular': FoldedSparseUnit}}
 ACTIVATIONS = {InvertedUnit: nn.ReLU6, SparseUnit: nn.ReLU}     # of the kernel
 
 
@@ -122,7 +119,7 @@ class DeployedUnits(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         together: list[nn.Module] = []      # fused, and of one kind
         for part in self.parts():
-            fused = isinstance(part, FUSED) and not is_heard(part)
+            fused = isinstance(part, FUSED) and not has_own_hooks(part)
             if together and not (fused and type(part) is type(together[0])):
                 x, together = together[0].run(x, together), []
             if fused:
@@ -135,7 +132,7 @@ class DeployedUnits(nn.Sequential):
         """Its units, and of its stages those with hooks whole."""
         parts = []
         for module in self:
-            parts += module.parts() if isinstance(module, DeployedUnits) and not is_heard(module) else [module]
+            parts += module.parts() if isinstance(module, DeployedUnits) and not has_own_hooks(module) else [module]
         return parts
 
 

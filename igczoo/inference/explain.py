@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..files import replacing
 from .photograph import ImageError, open_image
+from .pictures import MOST_PIXELS, thumbnail
 from .prediction import Prediction
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ['Explanation', 'check_picture', 'explain']
 
-MOST_PIXELS = 1024      # of the longer side of a picture
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
 
 
@@ -35,8 +35,7 @@ class Explanation:
 
     def picture(self, opacity: float = .55) -> Image.Image:
         """The photograph in grey with the heat over it, from blue to red; its longer side has 1024 pixels at most."""
-        image = self.image.copy()
-        image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+        image = thumbnail(self.image, MOST_PIXELS)
         heat = F.interpolate(self.heat[None, None], (image.height, image.width), mode='bilinear')[0, 0]
         colours = Image.fromarray(_colours(heat))
         mask = Image.fromarray((255 * opacity * heat.clamp(0, 1).sqrt()).byte().numpy())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.digests import stamp
-from .photograph import ImageError, as_given, find_images, image_name
+from .photograph import ImageError, as_given, find_images, image_name, is_url
 
 if TYPE_CHECKING:
     import pyarrow
@@ -183,19 +183,15 @@ def _column(path: Path, text: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def _is_url(name: str) -> bool:
-    return name.lower().startswith(('http://', 'https://'))
-
-
 def _place(name: str, folder: str) -> str:
     path = os.path.join(folder, name)
-    return name if _is_url(name) or (name.startswith('~') and not os.path.lexists(path)) else path
+    return name if is_url(name) or (name.startswith('~') and not os.path.lexists(path)) else path
 
 
 def _stamp(name: str, folder: str) -> list[int] | None:
     """Size and time of the last change of a file; a file that is copied elsewhere with its time keeps them."""
     with suppress(OSError, RuntimeError):       # of a folder that may not be read, a home that is unknown
-        found = None if _is_url(name) else stamp(as_given(_place(name, folder)))
+        found = None if is_url(name) else stamp(as_given(_place(name, folder)))
         return found and found[2:4]
     return None
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ['Fit', 'ImageError', 'as_given', 'find_images', 'image_name', 'open_image']
+__all__ = ['Fit', 'ImageError', 'as_given', 'find_images', 'image_name', 'is_url', 'open_image']
 
 MAX_BYTES = 256 * 2**20     # of a file or a download
 MAX_PIXELS = 89_478_485     # of the image, where Pillow begins to warn of decompression bombs
@@ -51,7 +51,7 @@ class _Quiet:
     """No warnings while any thread is inside. The filters are the whole process's: the first to come changes them, the last restores."""
 
     def __init__(self):
-        self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()
+        self.lock, self.inside = threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self.lock:
@@ -135,7 +135,7 @@ def open_image(source: Any, fit: Fit | None = None, until: concurrent.futures.Fu
             (checked before decoding); a URL does not deliver within FETCH_SECONDS; an array of another shape, type or range.
     """
     name = image_name(source)
-    if isinstance(source, str) and source.lower().startswith(('http://', 'https://')):
+    if isinstance(source, str) and is_url(source):
         source = _fetch(source, name, until)
     elif isinstance(source, str | os.PathLike):
         source = _read(source, name)
@@ -148,6 +148,11 @@ def open_image(source: Any, fit: Fit | None = None, until: concurrent.futures.Fu
         except Exception as error:  # a damaged file can make Pillow's readers raise anything
             found = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise ImageError(f'{name}: is damaged or of an unsupported kind ({found}); get it again, or save it as JPEG or PNG') from error
+
+
+def is_url(name: str) -> bool:
+    """Whether a photograph of this name is fetched."""
+    return name.lower().startswith(('http://', 'https://'))
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:

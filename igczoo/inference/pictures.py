@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .prediction import Prediction
 
-__all__ = ['INK', 'SIDE', 'WRONG', 'Tile', 'contact_sheet', 'labelled', 'one_line', 'thumbnail']
+__all__ = ['INK', 'MOST_PIXELS', 'SIDE', 'WRONG', 'Tile', 'contact_sheet', 'labelled', 'one_line', 'thumbnail']
 
-MOST_PIXELS = 1024      # of the longer side of a labelled photograph
+MOST_PIXELS = 1024      # of the longer side of a photograph with its labels or its heat
 LINES = 3               # of labels on it, at most
 SIDE, CAPTION, ACROSS, GAP = 160, 34, 6, 8      # pixels, and tiles in a row
 TEXT = 10               # pixels, below a tile

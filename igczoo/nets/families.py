@@ -4,7 +4,7 @@ from typing import Any
 from . import igcnet, igcv2, igcv3
 from .net import Net, Paper, Printed
 
-__all__ = ['VARIANTS', 'build', 'net_and_arguments', 'out_indices', 'paper', 'printed', 'timm_cfg']
+__all__ = ['NETS', 'VARIANTS', 'build', 'net_and_arguments', 'out_indices', 'paper', 'printed', 'timm_cfg']
 
 NETS: dict[Any, type[Net]] = {igcnet: igcnet.IGCNet, igcv2: igcv2.IGCV2, igcv3: igcv3.IGCV3}     # family -> its class
 VARIANTS = {variant: family for family in NETS for variant in family.VARIANTS}

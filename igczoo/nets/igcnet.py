@@ -6,11 +6,10 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
-import torch
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from .layers import IGConv2d, fold_batch_norm
+from .layers import ConvNormAct, IGConv2d
 from .net import Net, Paper, Printed
 
 __all__ = ['PAPER', 'PRINTED', 'VARIANTS', 'IGCNet', 'igc_resnet', 'out_indices', 'timm_cfg']
@@ -83,15 +82,6 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.unit(x))
-
-
-class Stem(nn.Sequential):
-    """Convolution, normalisation and activation, by the names conv, bn and act."""
-
-    def fuse(self) -> nn.Module:
-        """Without the normalisation, in evaluation mode, giving channels_last maps; timm's `reparameterize_model` calls this."""
-        conv = fold_batch_norm(self.conv, self.bn).to(memory_format=torch.channels_last)
-        return nn.Sequential(OrderedDict(conv=conv, act=self.act))
 
 
 class Stage(nn.Sequential):
@@ -170,7 +160,7 @@ class IGCNet(Net):
         # Children stand in the order they run in: timm's feature extraction goes by it.
         stem_conv, pool, stem_reduction, reduction = _create_stem(stem, in_chans, stem_width, **dd)
         steps = self._steps(output_stride, reduction, [1, *[2] * (len(widths) - 1)])
-        self.stem = Stem(OrderedDict(
+        self.stem = ConvNormAct(OrderedDict(
             conv=stem_conv, bn=norm_layer(stem_width, **dd), act=create_act_layer(act_layer, inplace=True)))
         self.pool = pool
         self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act')]

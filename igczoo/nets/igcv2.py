@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from .igcnet import Stem
-from .layers import fold_batch_norm, interleave
+from .layers import ConvNormAct, fold_batch_norm, interleave
 from .net import Net, Paper, Printed
 
 __all__ = ['IGCV2', 'PAPER', 'PRINTED', 'VARIANTS', 'Balance', 'SparseConv2d', 'balance', 'out_indices', 'timm_cfg']
@@ -157,10 +156,10 @@ class SparseUnit(nn.Module):
 
     def fuse(self) -> nn.Module:
         """An equal unit for evaluation mode; timm's `reparameterize_model` and `igczoo.deploy` call this."""
-        return FusedSparseUnit(self)
+        return FoldedSparseUnit(self)
 
 
-class FusedSparseUnit(nn.Module):
+class FoldedSparseUnit(nn.Module):
     """A `SparseUnit` without normalisation, and where its groups are narrow without interleave.
 
     Groups of few channels keep a processor waiting, so that one regular 1x1 convolution by the product of W_2 to W_L is quicker although
@@ -253,7 +252,7 @@ class IGCV2(Net):
 
         # Children stand in the order they run in: timm's feature extraction goes by it.
         in_chs = stem_width
-        self.stem = Stem(OrderedDict(
+        self.stem = ConvNormAct(OrderedDict(
             conv=nn.Conv2d(in_chans, in_chs, 3, strides[0], 1, bias=False, **dd), bn=norm_layer(in_chs, **dd),
             act=create_act_layer(act_layer, inplace=True)))
         self.pool = nn.Identity()

@@ -11,7 +11,7 @@ import torch
 from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from .layers import fold_batch_norm, interleave
+from .layers import ConvNormAct, fold_batch_norm, interleave
 from .net import Net, Paper, Printed
 
 __all__ = ['IGCV3', 'PAPER', 'PRINTED', 'VARIANTS', 'out_indices', 'timm_cfg']
@@ -74,10 +74,10 @@ class InvertedUnit(nn.Module):
 
     def fuse(self) -> nn.Module:
         """An equal, faster unit for evaluation mode; timm's `reparameterize_model` and `igczoo.deploy` call this."""
-        return FusedUnit(self)
+        return FoldedInvertedUnit(self)
 
 
-class FusedUnit(nn.Module):
+class FoldedInvertedUnit(nn.Module):
     """An `InvertedUnit` without normalisation and without interleave.
 
     The channel-wise convolution takes its kernels in the order in which the expansion gives the channels. The projection, whose groups
@@ -118,14 +118,6 @@ def _dense(conv: nn.Conv2d, place: Tensor) -> nn.Conv2d:
 
 def _in_channels_last(conv: nn.Conv2d) -> nn.Conv2d:
     return conv.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-class ConvNormAct(nn.Sequential):
-    """A convolution, its normalisation and an activation, by the names conv, bn and act."""
-
-    def fuse(self) -> nn.Module:
-        """Without the normalisation, in evaluation mode."""
-        return nn.Sequential(OrderedDict(conv=_in_channels_last(fold_batch_norm(self.conv, self.bn)), act=self.act))
 
 
 class IGCV3(Net):

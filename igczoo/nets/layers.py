@@ -1,10 +1,12 @@
 """The interleaved group convolution: a primary (spatial) and a secondary (1x1) grouped convolution with a permutation between them."""
 import copy
+from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-__all__ = ['IGConv2d', 'fold_batch_norm', 'interleave']
+__all__ = ['ConvNormAct', 'IGConv2d', 'fold_batch_norm', 'interleave']
 
 
 def interleave(x: Tensor, groups: int) -> Tensor:
@@ -95,6 +97,15 @@ class IGConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f'L={self.num_primary}, M={self.num_secondary}'
+
+
+class ConvNormAct(nn.Sequential):
+    """A convolution, its normalisation and an activation, by the names conv, bn and act."""
+
+    def fuse(self) -> nn.Module:
+        """Without the normalisation, in evaluation mode, giving channels_last maps; timm's `reparameterize_model` calls this."""
+        conv = fold_batch_norm(self.conv, self.bn).requires_grad_(False).to(memory_format=torch.channels_last)
+        return nn.Sequential(OrderedDict(conv=conv, act=self.act))
 
 
 def fold_batch_norm(conv: nn.Conv2d, bn: nn.Module) -> nn.Conv2d:

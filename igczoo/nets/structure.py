@@ -1,17 +1,18 @@
-"""Whether a net's parts are still those that its family is made of.
+"""Whether a net's parts are still those that its family is made of, and whether somebody listens to them.
 
 The faster forms of a net (deployment, training) are computed from the weights of its parts, and would leave out what else a user has put
-there: a bias, another padding, an adapter around a convolution, a block of one's own.
+there: a bias, another padding, an adapter around a convolution, a block of one's own. A module with hooks must be called, rather than run
+together with others.
 """
 from timm.layers import DropPath
 from torch import nn
 
-from .igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Stage, Stages, Stem, Unit
+from .igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Stage, Stages, Unit
 from .igcv2 import IGCV2, SparseConv2d, SparseUnit
-from .igcv3 import IGCV3, ConvNormAct, InvertedUnit
-from .layers import IGConv2d
+from .igcv3 import IGCV3, InvertedUnit
+from .layers import ConvNormAct, IGConv2d
 
-__all__ = ['altered_part', 'has_own_methods', 'is_centred']
+__all__ = ['altered_part', 'has_hooks', 'has_own_hooks', 'has_own_methods', 'is_centred']
 
 CONV, ANY = (nn.Conv2d,), ()        # the types that a part may have; (): every one
 DROP = DropPath, nn.Identity
@@ -24,11 +25,10 @@ PARTS: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
     SparseConv2d: dict(spatial=CONV, pointwise=(nn.ModuleList,)),
     SparseUnit: dict(conv=(SparseConv2d,), bn=ANY, drop_path=DROP, act=ANY),
     InvertedUnit: dict(expand=CONV, bn1=ANY, depthwise=CONV, bn2=ANY, act=ANY, project=CONV, bn3=ANY, drop_path=DROP),
-    Stem: dict(conv=CONV, bn=ANY, act=ANY),
     ConvNormAct: dict(conv=CONV, bn=ANY, act=ANY),
 }
 SEQUENCES = {Stages: (Stage,), Stage: (ResidualBlock, PlainBlock)}
-WHOLE = Unit, Stem, ConvNormAct     # whose own convolution is taken with all it has, or not at all
+WHOLE = Unit, ConvNormAct     # whose own convolution is taken with all it has, or not at all
 
 
 def altered_part(net: nn.Module) -> str:
@@ -46,6 +46,16 @@ def altered_part(net: nn.Module) -> str:
 def has_own_methods(net: nn.Module) -> bool:
     """Whether the class of a net is none of this package, or one of its forward methods has been replaced on the net itself."""
     return type(net) not in (IGCNet, IGCV2, IGCV3) or any(name.startswith('forward') for name in vars(net))
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether somebody has put hooks on this module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody has put hooks on this module or a part of it."""
+    return any(map(has_own_hooks, module.modules()))
 
 
 def _fault(module: nn.Module, kind: type[nn.Module]) -> str:

@@ -75,7 +75,7 @@ def evaluate(classifier: Labeller, data: str | Path, batch_size: int = 32, worke
 
 
 def evaluate_set(classifier: Labeller, dataset: Dataset, data: str, batch_size: int = 32, workers: int | None = None) -> Evaluation:
-    """`evaluate` on a set that is open, of the name ``data``, without a transform."""
+    """`evaluate` on a set that is open, of the name ``data``."""
     to_label = torch.tensor(_match_classes(dataset.classes, classifier, data))
     labels = to_label[torch.tensor(dataset.targets)]
 

@@ -322,11 +322,11 @@ def _writable(text: str) -> str:
 
 # The run ------------------------------------------------------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
 class _Run:
     """What a run keeps in its folder from epoch to epoch."""
-
-    def __init__(self, out: Path, settings: Settings, state: dict[str, Any] | None):
-        self.out, self.settings, self.state = out, settings, state
+    out: Path
+    state: dict[str, Any] | None    # at the end of the last whole epoch
 
     @classmethod
     @contextmanager
@@ -355,7 +355,7 @@ class _Run:
             with replacing(out / 'settings.json') as file:
                 file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
             try:
-                yield cls(out, settings, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
+                yield cls(out, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
             except BaseException:
                 if is_new and not path.exists():
                     shutil.rmtree(out)
@@ -470,7 +470,8 @@ class _Trainer:
                     state['updates'] += 1
                     steps += 1
                     bar.n = min(clock.total, round(clock.done(state['updates'])))
-                    bar.refresh() if steps % 8 == 0 else None
+                    if steps % 8 == 0:
+                        bar.refresh()
                 if not math.isfinite(loss_sum):
                     raise RuntimeError(f'{self.run.out}: the loss of epoch {epoch + 1} is {loss_sum}; the last whole epoch is kept')
                 if not steps:
@@ -641,7 +642,7 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
     """Measure, and write the checkpoint; card.json, which says that the run is whole, at last."""
     net = classifier.model
     result = evaluate_set(classifier, album.evaluation, str(data)) if len(album.evaluation) else None    # of one photograph a class
-    begun = f'{base.name if base else settings.model}' if settings.pretrained else 'random weights'
+    begun = (base.name if base else settings.model) if settings.pretrained else 'random weights'
     watched = len(album.watched)
     count = f'{len(album.images) + watched:,} photographs'
     card = Card(

@@ -6,18 +6,17 @@ from torch import nn
 
 from ..nets.igcnet import IGCNet
 from ..nets.igcv2 import IGCV2
-from ..nets.net import Net
 from ..nets.structure import altered_part, has_own_methods
-from .inverted import FusedIGCV3
+from .igcv2 import FusedIGCV2
+from .igcv3 import FusedIGCV3
 from .planar import PlanarIGCNet, has_igc_layers
-from .sparse import FusedIGCV2
 
 __all__ = ['as_written', 'planar_by_torch', 'training_form']
 
 
 def training_form(net: nn.Module, device: torch.device) -> nn.Module:
     """A module that computes what the net does, with its parameters and buffers, and trains faster where there is one; else the net."""
-    if device.type != 'cpu' or not isinstance(net, Net) or has_own_methods(net) or altered_part(net):
+    if device.type != 'cpu' or has_own_methods(net) or altered_part(net):
         return net
     if isinstance(net, IGCNet):
         return PlanarIGCNet(net) if has_igc_layers(net) else net

@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..deployment.hooks import has_hooks, is_heard
 from ..deployment.kernels import build
 from ..nets.net import Net
-from ..nets.structure import altered_part, is_centred
+from ..nets.structure import altered_part, has_hooks, has_own_hooks, is_centred
 
-__all__ = ['BOUNDS', 'FusedNet', 'Unit', 'block', 'check_net', 'conv_norm_act', 'pixels', 'storage', 'takes_channelwise', 'why_not']
+__all__ = ['BOUNDS', 'FusedNet', 'TrainingForm', 'Unit', 'block', 'conv_norm_act', 'kernel_dtype', 'pixels', 'takes_channelwise', 'why_not']
 
-NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
+C_TYPES = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.float64: 'double'}     # as the source calls them
 SOURCE = build.SOURCE.with_name('training.cpp')
 NARROW = 128    # channels of a plane; see `_is_narrow`
 CHUNK_BYTES = 32 * 1024 ** 2
@@ -55,12 +54,12 @@ class Unit(NamedTuple):
     dilation: int = 1           # of the primary convolution, pixels; 1 where there is a stride
 
 
-def storage(x: Tensor) -> torch.dtype | None:
+def kernel_dtype(x: Tensor) -> torch.dtype | None:
     """The type in which maps are kept where a net is given x, or None where there is no kernel for that."""
     if not x.is_cpu or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-    return dtype if dtype in NUMBERS and _library(dtype)[0] else None
+    return dtype if dtype in C_TYPES and _library(dtype)[0] else None
 
 
 def why_not(dtype: torch.dtype = torch.float32) -> str:
@@ -76,7 +75,7 @@ def block(x: Tensor, units: Sequence[Unit], shortcut: Unit | bool, dtype: torch.
         x: (N, m * L, H, W).
         units: at least one.
         shortcut: a projection of x, or whether x itself is added.
-        dtype: what `storage` says.
+        dtype: what `kernel_dtype` says.
 
     Returns:
         (N, C, H', W') of this dtype, in channels_last memory.
@@ -90,7 +89,7 @@ def block(x: Tensor, units: Sequence[Unit], shortcut: Unit | bool, dtype: torch.
 
 def conv_norm_act(x: Tensor, module: nn.Module) -> Tensor:
     """A regular convolution ``conv``, normalisation ``bn`` and activation ``act``, by kernels where there are some, else as they are."""
-    conv, bn, act, dtype = module.conv, module.bn, type(module.act), storage(x)
+    conv, bn, act, dtype = module.conv, module.bn, type(module.act), kernel_dtype(x)
     k, stride = conv.kernel_size[0], conv.stride[0]
     with_kernels = (act in BOUNDS and type(bn) is nn.BatchNorm2d and _is_complete(bn) and not (k > 1 and x.requires_grad)
                     and is_centred(conv) and conv.bias is None and conv.groups == conv.dilation[0] == 1)
@@ -126,11 +125,10 @@ def pixels(x: Tensor, stride: int) -> int:
     return len(x) * math.prod(-(-side // stride) for side in x.shape[2:])
 
 
-class FusedNet(nn.Module):
-    """Computes a net of a stem, stages of units and a final convolution with the parameters and buffers of the net it is given.
+class TrainingForm(nn.Module):
+    """Computes a net with the parameters and buffers of the net it is given.
 
-    The wrapped net stays as it is and may be used, saved or averaged at any time; its running statistics are kept up. What there are no
-    kernels for is computed by the net's own modules.
+    The wrapped net stays as it is and may be used, saved or averaged at any time; its running statistics are kept up.
 
     Args:
         net: with BatchNorm2d for its norm layers, no gradient checkpointing, and its parts as they were made. That is looked at now and by
@@ -145,7 +143,7 @@ class FusedNet(nn.Module):
         check_net(type(self).__name__, net)
         self.net = net
 
-    def train(self, mode: bool = True) -> FusedNet:
+    def train(self, mode: bool = True) -> TrainingForm:
         check_net(type(self).__name__, self.net)
         return super().train(mode)
 
@@ -154,14 +152,22 @@ class FusedNet(nn.Module):
         return self.net.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), in the net's own order of channels."""
+        raise NotImplementedError
+
+
+class FusedNet(TrainingForm):
+    """Computes a net of a stem, stages of units and a final convolution by kernels; what there are none for by the net's own modules."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction)."""
         x = self.net.pool(conv_norm_act(x.contiguous(memory_format=torch.channels_last), self.net.stem))
         for stage in self.net.stages:
-            if is_heard(stage):
+            if has_own_hooks(stage):
                 x = stage(x)
                 continue
             for unit in stage:
-                dtype = None if has_hooks(unit) else storage(x)
+                dtype = None if has_hooks(unit) else kernel_dtype(x)
                 drops = unit.training and isinstance(unit.drop_path, DropPath)
                 x = unit(x) if dtype is None or drops or not self.takes(unit, x) else self.compute(unit, x, dtype)
         return self.net.final(x) if isinstance(self.net.final, nn.Identity) else conv_norm_act(x, self.net.final)
@@ -251,7 +257,8 @@ class _Block(torch.autograd.Function):
                     grad_of_x = grad_z if grad_z is None else torch.empty_like(grad_z)
                     grad_y = of_projection.before(grad_out[part], out[part], projected[part])
                     of_projection.add(z, filtered[-1], part, grad_y, grad_of_x)
-                    grad_z if grad_z is None else grad_z.add_(grad_of_x)
+                    if grad_z is not None:
+                        grad_z.add_(grad_of_x)
                 elif ctx.plan.shortcut and grad_z is not None:
                     _run(x.dtype, 'igc_add_gradient', grad_z, grad_out[part], out[part], *bounds, *_size(grad_z))
             grads = [*found.all(), *grads]
@@ -469,7 +476,7 @@ def _real(y: Tensor) -> torch.dtype:
 
 @functools.cache
 def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    return build.compiled(NUMBERS[dtype], True, SOURCE)
+    return build.compiled(C_TYPES[dtype], True, SOURCE)
 
 
 def _run(dtype: torch.dtype, name: str, *arguments) -> None:

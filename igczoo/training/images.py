@@ -1,7 +1,7 @@
 """Labelled image sets for training and evaluation: Parquet files, folders of class folders, a CSV list, or torchvision's sets.
 
-Every set has ``classes`` (names), ``targets`` (labels), gives ``(transform(image), label)`` as torchvision's do, ``photograph(row, fit)``
-opens the image alone, as `photograph.open_image` says, and ``name(row)`` says what a row is called where a user reads of it.
+Every set has ``classes`` (names), ``targets`` (labels), gives (image, label) as torchvision's do, ``photograph(row, fit)`` opens
+the image alone, as `photograph.open_image` says, and ``name(row)`` says what a row is called where a user reads of it.
 """
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from ..inference.ahead import ahead, thread_count
@@ -49,29 +49,30 @@ LABEL_COLUMNS = 'label', 'class', 'target'      # what a CSV list's column of la
 
 
 class _Photographs(Dataset):
-    """What the sets have in common: an item is its photograph, transformed, with its label."""
-    transform: Callable[[Image.Image], Any] | None = None
+    """What the sets have in common: an item is its photograph with its label."""
+    targets: list[int]
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.photograph(index)
-        return (self.transform(image) if self.transform else image), self.targets[index]
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.photograph(index), self.targets[index]
 
 
 class ParquetImages(_Photographs):
     """Images in Parquet files as Hugging Face's `datasets` writes them.
 
-    The columns are image (bytes, path) and label, the class names stand in the metadata. Like torchvision's data sets it has ``classes``
-    (names), ``targets`` (labels) and gives ``(transform(image), label)``.
+    The columns are image (bytes, path) and label, the class names stand in the metadata.
 
     Raises:
         ValueError: pyarrow is missing, a file has not this layout, files differ in their classes, there is no row, or a row's label is
             missing or none of the classes.
     """
 
-    def __init__(self, files: list[Path], transform: Callable[[Image.Image], Any] | None = None):
+    def __init__(self, files: list[Path]):
         try:
             import pyarrow
             import pyarrow.parquet
@@ -95,13 +96,10 @@ class ParquetImages(_Photographs):
             self.classes = classes
             _check_labels(file, targets, len(classes))
             self.targets += targets
-        self.files, self.transform = files, transform
+        self.files = files
         self.starts = list(itertools.accumulate(map(len, self.encoded), initial=0))     # the first row of each file
         if not self.targets:
             raise ValueError(f'{files[0]}: has no rows; give a file with images')
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         file, row = self._place(index)
@@ -120,53 +118,48 @@ class ParquetImages(_Photographs):
         return file, index - self.starts[file]
 
 
+class _Unlabelled(ValueError):
+    """Of a split whose labels are not given out; another may have them."""
+
+
 def _check_labels(file: Path, targets: list[int | None], classes: int) -> None:
     for row, label in enumerate(targets):
         if label is None or not 0 <= label < classes:
             found = 'no label' if label is None else f'label {label}'
             unlabelled = ' (-1 is what splits without labels have)' if label == -1 else ''
-            raise ValueError(f'{file}, row {row}: has {found}{unlabelled}; with {classes} classes it must be 0 to {classes - 1}')
-
-
-class FolderImages(_Photographs, ImageFolder):
-    """Photographs in one folder a class, at any depth below it. Pipes are left out, and linked folders, which may lead back."""
-
-    def __init__(self, folder: str | Path, transform: Callable[[Image.Image], Any] | None = None):
-        super().__init__(str(folder), transform)
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """The folders' names, but of hidden ones, which Jupyter and others make."""
-        classes = _folders(Path(directory))
-        if not classes:
-            raise FileNotFoundError('holds no folder of a class')
-        return classes, {name: index for index, name in enumerate(classes)}
-
-    @staticmethod
-    def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
-        return [(str(path), index) for name, index in class_to_idx.items() for path in find_images(Path(directory, name))]
-
-    def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
-        return open_image(self.samples[index][0], fit)
-
-    def name(self, index: int) -> str:
-        return self.samples[index][0]
+            fault = _Unlabelled if label == -1 else ValueError
+            raise fault(f'{file}, row {row}: has {found}{unlabelled}; with {classes} classes it must be 0 to {classes - 1}')
 
 
 class ListedImages(_Photographs):
     """Photographs by their paths."""
 
-    def __init__(self, files: Sequence[Path], targets: Sequence[int], classes: Sequence[str],
-                 transform: Callable[[Image.Image], Any] | None = None):
-        self.files, self.targets, self.classes, self.transform = list(files), list(targets), list(classes), transform
-
-    def __len__(self) -> int:
-        return len(self.targets)
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], classes: Sequence[str]):
+        self.files, self.targets, self.classes = list(files), list(targets), list(classes)
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         return open_image(self.files[index], fit)
 
     def name(self, index: int) -> str:
         return str(self.files[index])
+
+
+class FolderImages(ListedImages):
+    """Photographs in one folder a class, at any depth below it. Pipes are left out, and linked folders, which may lead back.
+
+    Raises:
+        FileNotFoundError: there is no folder of a class.
+        ImageError: a class has no photograph.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.root = Path(folder)
+        classes = _folders(self.root)
+        if not classes:
+            raise FileNotFoundError('holds no folder of a class')
+        found = [find_images(self.root / name) for name in classes]
+        super().__init__([file for files in found for file in files],
+                         [label for label, files in enumerate(found) for _ in files], classes)
 
 
 class TorchvisionImages(_Photographs):
@@ -178,9 +171,6 @@ class TorchvisionImages(_Photographs):
         self.targets = [int(label) for label in (found if found is not None else (dataset[i][1] for i in range(len(dataset))))]
         names = getattr(dataset, 'classes', None) or range(max(self.targets) + 1)
         self.classes = [', '.join(map(str, name)) if isinstance(name, tuple) else str(name) for name in names]
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         return open_image(self.dataset[index][0], fit)
@@ -199,9 +189,6 @@ class Part(_Photographs):
         if self.classes != list(whole.classes):     # where they are equal, two of them may have one name
             number = {name: index for index, name in enumerate(self.classes)}
             self.targets = [number[whole.classes[target]] for target in self.targets]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
         return self.whole.photograph(self.rows[index], fit)
@@ -254,7 +241,7 @@ def open_photographs(path: str | Path) -> tuple[Dataset, Dataset | None]:
 
 
 def _folders(path: Path) -> list[str]:
-    """The names of the folders in a folder that are not hidden."""
+    """The names of the folders in a folder that are not hidden, as those of Jupyter and others are."""
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries
                       if entry.is_dir() and not entry.name.startswith('.') and entry.name != '__MACOSX')     # of its zip files
@@ -314,13 +301,13 @@ def _open_torchvision(spec: str) -> tuple[Dataset, Dataset | None]:
         raise ValueError(f'{spec!r}: must be torchvision:NAME:ROOT, NAME a set of torchvision.datasets such as Flowers102')
     wanted = inspect.signature(kind).parameters
     if 'train' in wanted:
-        choices: Iterable[tuple] = ([dict(train=True)], [dict(train=False)])
+        choices = ([dict(train=True)], [dict(train=False)])
     elif 'split' in wanted:
         choices = ([dict(split=split) for split in ('train', 'trainval')], [dict(split=split) for split in ('test', 'val', 'valid')])
     else:
         choices = ([{}], [])
-    opened = [_first_that_opens(kind, root, options, spec) for options in choices]
-    return opened[0], opened[1]
+    train, evaluation = (_first_that_opens(kind, root, options, spec) for options in choices)
+    return train, evaluation
 
 
 def _first_that_opens(kind: type, root: str, choices: list[dict], spec: str) -> Dataset | None:
@@ -337,14 +324,13 @@ def _first_that_opens(kind: type, root: str, choices: list[dict], spec: str) -> 
     return None
 
 
-def open_split(path: str | Path, train: bool, transform: Callable[[Image.Image], Any] | None = None) -> Dataset:
+def open_split(path: str | Path, train: bool) -> Dataset:
     """Open the training or the evaluation split of the data set at ``path``. Photographs are opened by `photograph.open_image`.
 
     Args:
         path: one Parquet file, a folder of Parquet files (train-*.parquet; test-*, val-*, valid-* or validation-*), a folder with folders
             train/ and test/, val/, valid/ or validation/ of one folder a class, or the root torchvision keeps CIFAR-10 in.
         train: the training split, otherwise the evaluation split: of those there are the first whose images have labels.
-        transform: applied to each RGB image.
 
     Returns:
         A map-style data set of (image, label) with ``classes`` and ``targets``, as torchvision's; an image that cannot be opened is an
@@ -355,26 +341,24 @@ def open_split(path: str | Path, train: bool, transform: Callable[[Image.Image],
     """
     path = Path(path).expanduser()
     if path.is_file() and path.suffix == '.parquet':
-        return ParquetImages([path], transform)
+        return ParquetImages([path])
     splits = ('train',) if train else EVALUATION_SPLITS
     unlabelled = None
     for split in splits:
         if files := sorted(path.glob(f'{split}-*.parquet')):
             try:
-                return ParquetImages(files, transform)
-            except ValueError as error:
-                if '(-1 is what splits' not in str(error):
-                    raise
+                return ParquetImages(files)
+            except _Unlabelled as error:
                 unlabelled = unlabelled or error
         elif (path / split).is_dir():
             try:
-                return FolderImages(path / split, transform)
+                return FolderImages(path / split)
             except FileNotFoundError as error:
                 unlabelled = unlabelled or ValueError(f'{path / split}: {error}')
     if unlabelled:
         raise unlabelled from None
     if (path / CIFAR10.base_folder).is_dir():
-        return Cifar10Images(path, train, transform)
+        return Cifar10Images(path, train)
     looked_for = ', '.join(f'{split}-*.parquet, {split}/' for split in splits)
     raise ValueError(f'{path}: found no {"training" if train else "evaluation"} images; looked for {looked_for} and '
                      f'{CIFAR10.base_folder}/; give the folder that holds one of them')
@@ -384,7 +368,7 @@ def stack_images(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
     """Decode a whole data set into memory.
 
     Args:
-        dataset: as `open_split` gives it, without a transform.
+        dataset: as `open_split` gives it.
         size: pixels; an image of another size is resized by its short side (bilinear, antialiased) and cropped at the centre.
 
     Returns:
@@ -420,7 +404,7 @@ def read_squares(dataset: Dataset, size: int, store: Path | None = None, fit: Fi
     Sets that are compared must be opened for the same ``fit``: thumbs and sums are of the photographs as they are opened.
 
     Args:
-        dataset: without a transform.
+        dataset: as `open_photographs` gives it.
         size: pixels; as `stack_images` has them.
         store: a file to keep the images in, mapped into memory, where they may be more than the memory holds.
         fit: what the photographs are opened for, as `photograph.open_image` says; by default for ``size``.

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..deployment.hooks import has_hooks, is_heard
 from ..deployment.planes import convolve_planes
 from ..nets.igcnet import IGCNet, PlainBlock, Projection, ResidualBlock, Unit
 from ..nets.layers import IGConv2d
+from ..nets.structure import has_hooks, has_own_hooks
 from . import fused
 
 __all__ = ['PlanarIGCNet', 'has_igc_layers']
@@ -30,14 +30,11 @@ def has_igc_layers(net: nn.Module) -> bool:
     return any(isinstance(module, IGConv2d) for module in net.modules())
 
 
-class PlanarIGCNet(nn.Module):
-    """Computes an `IGCNet` in planar order, forward and backward, with the parameters and buffers of the net it is given.
-
-    The wrapped net stays as it is and may be used, saved or averaged at any time; its running statistics are kept up.
+class PlanarIGCNet(fused.TrainingForm):
+    """Computes an `IGCNet` in planar order, forward and backward; see `fused.TrainingForm`.
 
     Args:
-        net: an IGCNet of interleaved group convolutions, with BatchNorm2d for its norm layers, no gradient checkpointing, and its parts as
-            they were made. That is looked at now and by each ``train()``.
+        net: an IGCNet of interleaved group convolutions, otherwise as `fused.TrainingForm` takes it.
         kernels: compute blocks by compiled kernels (fused.py) where there are some for them, compiled on first use; else all by torch.
 
     Raises:
@@ -45,20 +42,11 @@ class PlanarIGCNet(nn.Module):
     """
 
     def __init__(self, net: IGCNet, kernels: bool = True):
-        super().__init__()
         for name, module in net.named_modules():
             if isinstance(module, Unit) and isinstance(module.conv, nn.Conv2d):
                 raise ValueError(f'PlanarIGCNet: {name} is a regular convolution; only IGC nets have a planar order')
-        fused.check_net('PlanarIGCNet', net)
-        self.net, self.kernels = net, kernels
-
-    def train(self, mode: bool = True) -> PlanarIGCNet:
-        fused.check_net('PlanarIGCNet', self.net)
-        return super().train(mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> logits (N, num_classes)."""
-        return self.net.forward_head(self.forward_features(x))
+        super().__init__(net)
+        self.kernels = kernels
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), in primary order like the net's own."""
@@ -66,7 +54,7 @@ class PlanarIGCNet(nn.Module):
         x = self.net.pool(fused.conv_norm_act(x, self.net.stem) if self.kernels else self.net.stem(x))
         primary = x.shape[1]    # in primary order x has as many partitions as channels, each of one channel
         for stage in self.net.stages:
-            parts = [stage] if is_heard(stage) else stage
+            parts = [stage] if has_own_hooks(stage) else stage
             for block in parts:
                 if has_hooks(block):        # it is called as it is, in primary order
                     x = block(_reorder(x, primary, x.shape[1]))
@@ -81,7 +69,7 @@ class PlanarIGCNet(nn.Module):
     def _block(self, block: ResidualBlock | PlainBlock, x: Tensor) -> Tensor:
         residual = isinstance(block, ResidualBlock)
         units, act = ([block.unit1, block.unit2], block.act2) if residual else ([block.unit], block.act)
-        dtype = fused.storage(x) if self.kernels else None
+        dtype = fused.kernel_dtype(x) if self.kernels else None
         if dtype is None or not _is_fusible(block, units, act, x):
             return _residual(block, x) if residual else act(_unit(block.unit, x))
         partitions, bounds = units[0].conv.num_primary, fused.BOUNDS[type(act)]

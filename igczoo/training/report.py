@@ -20,6 +20,8 @@ __all__ = ['check_predictions', 'check_report', 'draw', 'is_installed', 'write_p
 TILES = 24              # photographs on the sheet of mistakes
 MOST_CLASSES = 40       # that a confusion matrix has names and numbers for
 COLOUR, OTHER = '#2a78d6', WRONG
+CAPTIONS = {'confusion.png': 'What is called what', 'calibration.png': 'How far scores can be believed',
+            'mistakes.png': 'The worst mistakes'}
 
 
 def is_installed() -> bool:
@@ -27,28 +29,19 @@ def is_installed() -> bool:
     return find_spec('matplotlib') is not None
 
 
-def _check_installed() -> None:
-    if not is_installed():
-        raise ValueError("pictures need matplotlib; install it by pip install 'igczoo[report]'")
-
-
 def draw(folder: Path, result: Evaluation, photographs: Dataset, title: str, log: Path | None = None) -> list[Path]:
-    """Write curves.png (of a log), confusion.png, calibration.png and mistakes.png into ``folder``.
+    """Write curves.png (of a log), confusion.png, calibration.png and mistakes.png into ``folder``, where matplotlib is installed.
 
     Args:
         folder: of the run or report; it exists.
         result: of ``photographs``.
-        photographs: the set that was measured, without a transform.
+        photographs: the set that was measured.
         title: what was measured.
         log: of the training, as `train.write_run` writes it, if there is one.
 
     Returns:
         The files.
-
-    Raises:
-        ValueError: matplotlib is not installed.
     """
-    _check_installed()
     pictures = {'confusion.png': _confusion(result, title), 'calibration.png': _calibration(result)}
     if log and log.exists():
         pictures = {'curves.png': _curves(log)} | pictures
@@ -74,8 +67,9 @@ def write_predictions(path: str | Path, result: Evaluation) -> None:
 
 
 def check_report(folder: str | Path) -> None:
-    """Raise ValueError where `write_report` has no folder to write to, before what it is to show is computed."""
-    _check_installed()
+    """Raise ValueError where `write_report` cannot draw or has no folder to write to, before what it is to show is computed."""
+    if not is_installed():
+        raise ValueError("pictures need matplotlib; install it by pip install 'igczoo[report]'")
     folder = Path(folder).expanduser()
     if (folder / CARD).exists():
         raise ValueError(f'{folder}: is a checkpoint, with pictures of its own; name another folder for the report')
@@ -116,10 +110,6 @@ top-5 {accuracy.top5:.2f} %, calibration error {result.calibration_error:.2f} %.
     with replacing(folder / 'index.html') as file:
         file.write_text(page, encoding='utf-8', errors='backslashreplace')
     return folder / 'index.html'
-
-
-CAPTIONS = {'confusion.png': 'What is called what', 'calibration.png': 'How far scores can be believed',
-            'mistakes.png': 'The worst mistakes'}
 
 
 def _cell(value: float | None) -> str:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 
 from igczoo.checkpoints import digests, download, shelves, store
 from igczoo.checkpoints.card import Card, Origin, Preprocess, write_card
-from igczoo.checkpoints.store import StoreError, check_safetensors, fetch, locate
+from igczoo.checkpoints.store import StoreError, fetch, locate
 
 NAME = 'igcnet18.unit'
 PAYLOAD = save({'weight': torch.arange(1500.)})
@@ -749,21 +749,6 @@ def test_what_is_said_of_origins(foreign, monkeypatch):
     monkeypatch.setenv('IGCZOO_ORIGIN', 'mirror.example')
     with pytest.raises(StoreError, match=r"IGCZOO_ORIGIN is 'mirror\.example'; it must be a scheme and a host"):
         fetch(foreign.card)
-
-
-# --- safetensors ---
-
-@pytest.mark.parametrize('data', [
-    b'', b'\0' * 8, LYING_HEADER, PAYLOAD[:-1], PAYLOAD + b'x', (1 << 24).to_bytes(8, 'little') + bytes(1 << 25), pickle.dumps([0.] * 99),
-    PAYLOAD.replace(b'"F32"', b'"F64"'), (2).to_bytes(8, 'little') + b'[]',
-], ids=['empty', 'zeros', 'lying header', 'cut', 'too long', 'huge header', 'pickle', 'wrong type', 'no object'])
-def test_check_safetensors(tmp_path, data):
-    path = tmp_path / 'model.safetensors'
-    path.write_bytes(PAYLOAD)
-    check_safetensors(path)
-    path.write_bytes(data)
-    with pytest.raises(StoreError, match='is no safetensors file'):
-        check_safetensors(path)
 
 
 # --- copies that somebody put there beforehand, and what refusals mean ---

@@ -28,7 +28,7 @@ def library(request, tmp_path_factory):
     number, processor = PROCESSORS[request.param]
     program = tmp_path_factory.mktemp('arm') / 'driver'
     compile_driver([COMPILER, processor, '-static'], number, program)
-    dtype = next(dtype for dtype, name in kernels.NUMBERS.items() if name == number)
+    dtype = next(dtype for dtype, name in kernels.C_TYPES.items() if name == number)
     with Library([EMULATOR, '-cpu', 'max', program], dtype) as library:
         yield dtype, library
 

@@ -20,7 +20,7 @@ from igczoo.checkpoints.model_card import count_macs
 from igczoo.deployment import bench, kernels
 from igczoo.deployment.deploy import forms_used
 from igczoo.deployment.kernels import chain, inverted, sparse
-from igczoo.deployment.units import DeployedUnits, FusedInvertedUnit, FusedSparseProduct
+from igczoo.deployment.units import DeployedUnits, FusedInvertedUnit, FusedSparseUnit
 from igczoo.nets.igcv2 import SparseUnit
 from igczoo.nets.igcv3 import InvertedUnit
 
@@ -109,7 +109,7 @@ INVERTED = Family(
     several=[(8, 6, 1), (6, 12, 6, 2), (12, 12, 6), (12, 12, 6), (12, 10, 6), (10, 14, 3, 2), (14, 14, 6, 1, 2)], most=12, clips=True,
     portable='mixed', activation='relu', stages_kept=5, net='igcv3_025')
 SPARSE = Family(
-    'sparse', sparse, FusedSparseProduct, sparse_layers,
+    'sparse', sparse, FusedSparseUnit, sparse_layers,
     units=[     # input and output channels, channels of a group, stride, dilation, shortcut, images, height, width
         (32, 128, 8, 1, 1, False, 1, 14, 12),       # of the ImageNet net
         (128, 256, 16, 2, 1, False, 2, 9, 8),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igczoo.checkpoints.model_card import count_macs, count_params
-from igczoo.nets.igcv2 import IGCV2, PRINTED, VARIANTS, FusedSparseUnit, SparseConv2d, SparseUnit, balance
+from igczoo.nets.igcv2 import IGCV2, PRINTED, VARIANTS, FoldedSparseUnit, SparseConv2d, SparseUnit, balance
 
 CASES = {
     #                             in   out   K  stride dilation
@@ -171,7 +171,7 @@ def test_counts_of_the_cifar_nets(n):
 def test_fused_units_compute_the_same(name, stride):
     fused = fused_with_same_outputs(make(name, output_stride=stride))
     assert not any(isinstance(module, SparseUnit | nn.BatchNorm2d) for module in fused)
-    units = [module.conv for module in fused if isinstance(module, FusedSparseUnit)]
+    units = [module.conv for module in fused if isinstance(module, FoldedSparseUnit)]
     narrow = [conv for conv in units if conv.spatial.in_channels // conv.groups < 64]
     assert len(units) == sum(VARIANTS[name]['depths']) and {len(conv.pointwise) for conv in narrow} == {1}
 

@@ -6,7 +6,7 @@ from batch_norms import fused_with_same_outputs, make, randomise
 from origins import pytorchcv_names
 
 from igczoo.checkpoints.model_card import count_macs, count_params
-from igczoo.nets.igcv3 import STAGES, VARIANTS, FusedUnit, InvertedUnit
+from igczoo.nets.igcv3 import STAGES, VARIANTS, FoldedInvertedUnit, InvertedUnit
 
 IMAGENET = {    # name, as pytorchcv has it: parameters; multiply-adds
     'igcv3_100': ('igcv3_w1', 3_491_688, 313.0e6),
@@ -54,7 +54,7 @@ def test_equal_to_pytorchcv(name):
 def test_fused_units_compute_the_same(name, stride):
     fused = fused_with_same_outputs(make(name, output_stride=stride))
     assert not any(isinstance(module, InvertedUnit | torch.nn.BatchNorm2d) for module in fused)
-    assert sum(isinstance(module, FusedUnit) for module in fused) == 32
+    assert sum(isinstance(module, FoldedInvertedUnit) for module in fused) == 32
 
 
 def test_impossible_settings():

@@ -12,9 +12,9 @@ from igczoo.nets.igcv2 import IGCV2, SparseConv2d
 from igczoo.nets.igcv3 import CIFAR_STRIDES, IGCV3, InvertedUnit
 from igczoo.training import fused
 from igczoo.training.forms import training_form
-from igczoo.training.inverted import FusedIGCV3
+from igczoo.training.igcv2 import FusedIGCV2
+from igczoo.training.igcv3 import FusedIGCV3
 from igczoo.training.planar import PlanarIGCNet
-from igczoo.training.sparse import FusedIGCV2
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 FORMS = {IGCV2: FusedIGCV2, IGCV3: FusedIGCV3}

@@ -99,8 +99,8 @@ def _kind(array: np.ndarray | Tensor) -> str:
     return f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}"
 
 
-def _some(keys: Iterable[str], most: int = 4) -> str:
+def _some(keys: Iterable[str]) -> str:
     keys = iter(keys)
-    shown = list(islice(keys, most))
+    shown = list(islice(keys, 4))
     more = sum(1 for _ in keys)
     return ', '.join(shown) + (f' and {more} more' if more else '')

@@ -43,7 +43,7 @@ __all__ = [
     'why_not',
 ]
 
-NUMBERS = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as its source calls them
+C_TYPES = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}      # the types there is a kernel for, as its source calls them
 CHUNK_BYTES = 2 * 1024 ** 2     # of a map that goes through blocks at a time: what stays in the cache until the next unit has read it
 
 
@@ -462,9 +462,9 @@ def why_not() -> str:
 
 @functools.cache
 def _try(build: bool, dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    if dtype not in NUMBERS:
-        return None, f'the kernel is for {" and ".join(map(str, NUMBERS))}; this is {dtype}'
-    return compiled(NUMBERS[dtype], build)
+    if dtype not in C_TYPES:
+        return None, f'the kernel is for {" and ".join(map(str, C_TYPES))}; this is {dtype}'
+    return compiled(C_TYPES[dtype], build)
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -28,6 +28,10 @@ class Unavailable(Exception):
     """The kernel cannot be had here; the message says why, in one line."""
 
 
+class CompilerError(Unavailable):
+    """The compiler refuses the source, wherever it is to write."""
+
+
 def compiled(number: str, build: bool, source: Path | None = None) -> tuple[ctypes.CDLL | None, str]:
     """The kernel, from the cache or compiled now.
 
@@ -66,9 +70,9 @@ def _from_cache(source: Path, number: str, build: bool) -> tuple[ctypes.CDLL, st
         return _library(cached), ''
     try:
         return _compile_into_cache(command, cached) or _library(cached), ''
+    except CompilerError:                       # wherever it is to write
+        raise
     except (OSError, Unavailable) as error:     # full, read-only, noexec
-        if isinstance(error, CompilerError):
-            raise
         reason = f'{cached.parent} cannot be used ({_one_line(error)})'
     try:
         with tempfile.TemporaryDirectory(prefix='igczoo-kernel-') as folder:    # the library stays loaded though its folder goes
@@ -77,10 +81,6 @@ def _from_cache(source: Path, number: str, build: bool) -> tuple[ctypes.CDLL, st
             return _library(fresh), f'{reason}, so the kernel was compiled for this process alone'
     except (OSError, Unavailable) as error:
         raise Unavailable(f'{reason}, nor can a temporary folder ({_one_line(error)})') from None
-
-
-class CompilerError(Unavailable):
-    """The compiler refuses the source, wherever it is to write."""
 
 
 def _compile_into_cache(command: list[str], cached: Path) -> ctypes.CDLL | None:
