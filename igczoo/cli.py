@@ -314,7 +314,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         arguments.wrong('only one of --json, --csv - and --jsonl - can go to standard output')
     if arguments.csv and arguments.csv == arguments.jsonl:
         arguments.wrong('--csv and --jsonl name the same file')
-    images = [str(file) for image in arguments.images for file in (find_images(image) if image and Path(image).is_dir() else [image])]
+    images = [str(file) for image in arguments.images for file in (find_images(image) if os.path.isdir(image) else [image])]
     classifier = _labeller(arguments, len(images))
     width = min(max(map(len, images)), 48)
     failed = 0
@@ -442,14 +442,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     else:
         classifier = load(name, arguments.device, deploy=bool(arguments.deploy), exact=arguments.exact)
     result = evaluate_set(classifier, dataset, arguments.data, arguments.batch_size, arguments.workers)
-    page = write_report(arguments.report, result, dataset, f'{name} on {result.accuracy.dataset}') if arguments.report else None
+    if arguments.json:
+        _print_json({key: value for key, value in asdict(result).items() if key != 'guesses'})
+    else:
+        print(evaluation_page(name, result), flush=True)
+    if arguments.report:
+        page = write_report(arguments.report, result, dataset, f'{name} on {result.accuracy.dataset}')
     if arguments.csv:
         write_predictions(arguments.csv, result)
-    if arguments.json:
-        return _print_json({key: value for key, value in asdict(result).items() if key != 'guesses'})
-    print(evaluation_page(name, result))
-    for path in filter(None, (arguments.csv, page)):
-        print(f'written: {path}')
+    if not arguments.json:
+        for path in filter(None, (arguments.csv, page if arguments.report else None)):
+            print(f'written: {path}')
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
@@ -483,7 +486,8 @@ def _train(arguments: argparse.Namespace) -> None:
     last = train(recipe, arguments.data, out, device=arguments.device, form=as_written if arguments.as_written else training_form,
                  bf16=arguments.bf16, compile=arguments.compile, seed=arguments.seed, minutes=arguments.minutes, teacher=teacher)[-1]
     to_come = '' if last['epoch'] == recipe.epochs else '; give the command again to go on'
-    print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} of {recipe.epochs} epochs{to_come}')
+    if int(os.environ.get('RANK', 0)) == 0:     # of the processes that torchrun started
+        print(f'{out}: top-1 {last["top1"]:.2f} %, top-5 {last["top5"]:.2f} % after {last["epoch"]} of {recipe.epochs} epochs{to_come}')
 
 
 def _export(arguments: argparse.Namespace) -> None:

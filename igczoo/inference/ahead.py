@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -35,7 +37,33 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Generator[tuple[Any, Any], None, None]:
+class _Cores:
+    """How many threads torch computes by outside of `ahead`, however many calls of it overlap."""
+
+    def __init__(self):
+        self.lock, self.calls, self.count = threading.Lock(), 0, 0
+
+    def __enter__(self) -> int:
+        import torch
+        with self.lock:
+            if not self.calls:
+                self.count = torch.get_num_threads()
+            self.calls += 1
+            return self.count
+
+    def __exit__(self, *error) -> None:
+        import torch
+        with self.lock:
+            self.calls -= 1
+            torch.set_num_threads(self.count)       # it is each thread's own, but new threads begin with what was set last
+
+
+_cores = _Cores()
+
+
+def ahead(
+        function: Callable[[Any], Any], items: Iterable[Any], workers: int, ending: Callable[[], Any] = lambda: None,
+) -> Generator[tuple[Any, Any], None, None]:
     """Each item with what a function gives for it, in order, computed by threads beforehand: of 2 * workers items at most.
 
     An exception, the function's or that of ``items``, is raised in its place in the order. When the generator is closed, by whatever ends
@@ -48,15 +76,20 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
         function: called from several threads at once.
         items: taken one by one, in the user's thread; may be endless.
         workers: threads; 0 computes each result when it is asked for, in the user's thread.
+        ending: called before what has begun is waited for, so that it need not wait for what is not wanted any more.
     """
     if not workers:
         yield from ((item, function(item)) for item in items)
         return
-    if torch := sys.modules.get('torch'):       # nothing computes by what nobody has imported
-        cores = torch.get_num_threads()
-        threads = ThreadPoolExecutor(workers, 'igczoo', torch.set_num_threads, (max(1, cores // workers),))
-    else:
-        threads = ThreadPoolExecutor(workers, 'igczoo')
+    torch = sys.modules.get('torch')        # nothing computes by what nobody has imported
+    with _cores if torch else nullcontext() as cores:
+        setting = (torch.set_num_threads, (max(1, cores // workers),)) if torch else ()
+        yield from _through(ThreadPoolExecutor(workers, 'igczoo', *setting), function, items, 2 * workers, ending)
+
+
+def _through(threads: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], most: int,
+             ending: Callable[[], Any]) -> Generator[tuple[Any, Any], None, None]:
+    """`ahead` by these threads, which it ends; of ``most`` items at most."""
     remaining, waiting = iter(items), deque()
 
     def start(count: int) -> None:
@@ -69,13 +102,12 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
             waiting.append((None, failed))
 
     try:
-        start(2 * workers)
+        start(most)
         while waiting:
             result = waiting[0][1].result()
             yield waiting.popleft()[0], result
             start(1)
     finally:
+        ending()
         threads.shutdown(cancel_futures=True)
         waiting.clear()                 # an exception in it would hold its own frame, and so itself
-        if torch:
-            torch.set_num_threads(cores)    # it is each thread's own, but new threads begin with what was set last

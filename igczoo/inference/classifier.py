@@ -134,9 +134,13 @@ class Classifier(Labeller):
 
     @torch.inference_mode()
     def _run(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        with _one_at_a_time if self.device.type != 'cpu' or hasattr(self.network, '_orig_mod') else nullcontext():
+        with _one_at_a_time if self.device.type != 'cpu' or self._is_compiled() else nullcontext():
             self.network.eval()     # its user may have trained it since
             return forward(x.to(self.device, self.dtype)).float().cpu()
+
+    def _is_compiled(self) -> bool:
+        """By torch.compile(net), or by net.compile()."""
+        return hasattr(self.network, '_orig_mod') or getattr(self.network, '_compiled_call_impl', None) is not None
 
     def _features(self, inputs: list[Tensor]) -> np.ndarray:
         network = self.network

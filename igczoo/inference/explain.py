@@ -72,7 +72,8 @@ def explain(classifier: Classifier, image: Any, label: str | int | None = None) 
 
     Raises:
         ImageError: the image cannot be opened.
-        ValueError: there is no such label, captum is not installed, or the classifier's preprocessing is not a resize and a centre crop.
+        ValueError: there is no such label, captum is not installed, the classifier's preprocessing is not a resize and a centre crop, or
+            its net has no last map (N, C, H, W), as transformers have none.
     """
     try:
         from captum.attr import LayerGradCam
@@ -80,13 +81,19 @@ def explain(classifier: Classifier, image: Any, label: str | int | None = None) 
         raise ValueError("an explanation needs captum; install it by pip install 'igczoo[explain]'") from None
     model, photograph = classifier.model.eval(), open_image(image)
     x = classifier.preprocess(photograph)[None].to(next(model.parameters()))
-    with torch.no_grad():
+    layer, channels = _last_map(model)
+    maps: list[Tensor] = []
+    with torch.no_grad(), layer.register_forward_hook(lambda *call: maps.append(call[-1])):
         logits = model(x).float().cpu()[0]
+    if not (isinstance(maps[-1], Tensor) and maps[-1].ndim == 4 and maps[-1].shape[1] == channels):
+        found = tuple(maps[-1].shape) if isinstance(maps[-1], Tensor) else type(maps[-1]).__name__
+        raise ValueError(f'explain: the last map of {type(model).__name__} is {found}, where (1, {channels}, H, W) is needed; name a '
+                         f'convolutional net')
     if not logits.isfinite().all():
         raise ImageError('the model gives no finite score for the image')
     index = _index(classifier.labels, label, logits)
     with torch.enable_grad():
-        heat = LayerGradCam(model, _last_map(model)).attribute(x.requires_grad_(), target=index, relu_attributions=True)
+        heat = LayerGradCam(model, layer).attribute(x.requires_grad_(), target=index, relu_attributions=True)
     heat = heat.detach().float().cpu()[0].mean(0)                   # (h, w) of the last map
     heat = heat / heat.max().clamp(min=1e-12)
     return Explanation(Prediction(classifier.labels[index], logits.softmax(0)[index].item(), index),
@@ -105,10 +112,11 @@ def _index(labels: tuple[str, ...], label: str | int | None, logits: Tensor) -> 
     return labels.index(label)
 
 
-def _last_map(model: torch.nn.Module) -> torch.nn.Module:
-    """The module whose output is the last feature map."""
-    name = model.feature_info[-1]['module'] if getattr(model, 'feature_info', None) else None
-    return model.get_submodule(name) if name else list(model.children())[-3]
+def _last_map(model: torch.nn.Module) -> tuple[torch.nn.Module, int]:
+    """The module whose output is the last feature map, and its channels."""
+    if getattr(model, 'feature_info', None):
+        return model.get_submodule(model.feature_info[-1]['module']), model.feature_info[-1]['num_chs']
+    return list(model.children())[-3], model.num_features
 
 
 def _over_photograph(heat: Tensor, size: tuple[int, int], cfg: dict[str, Any]) -> Tensor:

@@ -89,7 +89,7 @@ class Labeller(ABC):
         ``dict(classifier.classify_each(find_images(folder)))`` says which file shows what.
 
         Args:
-            images: any iterable of images, also an endless one.
+            images: any iterable of images, also an endless one; or a folder.
             k: how many classes; all of them where there are fewer.
             batch_size: images that are computed together, at most.
             workers: threads.
@@ -99,9 +99,12 @@ class Labeller(ABC):
             ImageError that says why there are none. Closing it ends the threads.
 
         Raises:
+            ImageError: a folder without images.
             ValueError: k or batch_size is not a positive integer, or workers no integer from 0.
         """
         check_positive(k=k, batch_size=batch_size)
+        if isinstance(images, str | os.PathLike | bytes):       # going through it would give its letters
+            images = as_list(images)[0]
         return self._each(images, batch_size, thread_count(workers), self.logits_of, partial(_best, self.labels, k))
 
     def _each(
@@ -123,12 +126,9 @@ class Labeller(ABC):
             found = [x if isinstance(x, ImageError) else _finite(image, next(rows)) for image, x in zip(batch, inputs, strict=True)]
             return [row if isinstance(row, ImageError) else outcome(row) for row in found]
 
-        with closing(ahead(work, batches(images, batch_size), workers)) as worked:
-            try:
-                for batch, outcomes in worked:
-                    yield from zip(batch, outcomes, strict=True)
-            finally:
-                until.set_result(None)
+        with closing(ahead(work, batches(images, batch_size), workers, ending=lambda: until.set_result(None))) as worked:
+            for batch, outcomes in worked:
+                yield from zip(batch, outcomes, strict=True)
 
     def _input(self, image: Any, until: Future) -> Any:
         """The preprocessed image, or the ImageError that it is not one."""

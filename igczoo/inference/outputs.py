@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ class CsvOutput(_Lines):
         self.file.flush()
 
 
+def _bounded(name: str) -> str:
+    """The beginning of a name that leaves room for more in the 255 bytes that a file's may have."""
+    return os.fsencode(name)[:80].decode(errors='ignore')
+
+
 class PictureOutput(Output):
     """A folder of the photographs with their labels drawn on, and contact sheets of 60 of them.
 
@@ -105,7 +111,7 @@ class PictureOutput(Output):
             return
         first = outcome[0]
         # Two folders may hold files of one name: the number keeps them apart, and in order.
-        labelled(photograph, outcome).save(self.folder / f'{self.count:05}_{Path(image).stem[:80]}.jpg', quality=90)
+        labelled(photograph, outcome).save(self.folder / f'{self.count:05}_{_bounded(Path(image).stem)}.jpg', quality=90)
         self._add(Tile(thumbnail(photograph), [(f'{first.score:.0%} {first.label}', INK), (Path(image).name, INK)]))
 
     def close(self) -> None:

@@ -48,24 +48,29 @@ TURNS = {   # EXIF orientation -> what shows the image upright
 }
 
 class _Quiet:
-    """No warnings while any thread is inside. The filters are the whole process's: the first to come changes them, the last restores."""
+    """No warnings in the threads that are inside, and all of them in the others.
+
+    It stands in a filter of warnings where the pattern for a module's name does, and matches in these threads only: `catch_warnings` would
+    change the filters of the whole process, and restore them when another thread had changed them too.
+    """
 
     def __init__(self):
-        self.lock, self.inside = threading.Lock(), 0
+        self.lock, self.inside, self.ignore = threading.Lock(), [], ('ignore', None, Warning, self, 0)
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.inside == 0:
-                self.filters = warnings.catch_warnings()
-                self.filters.__enter__()
-                warnings.simplefilter('ignore')
-            self.inside += 1
+            self.inside.append(threading.get_ident())
+            if not warnings.filters or warnings.filters[0] != self.ignore:
+                warnings.filters.insert(0, self.ignore)
 
     def __exit__(self, *error) -> None:
         with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                self.filters.__exit__(*error)
+            self.inside.remove(threading.get_ident())
+            while not self.inside and self.ignore in warnings.filters:      # it may have gone with somebody's catch_warnings
+                warnings.filters.remove(self.ignore)
+
+    def match(self, module: str) -> bool:
+        return threading.get_ident() in self.inside
 
 
 _quiet = _Quiet()

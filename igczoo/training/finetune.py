@@ -57,7 +57,7 @@ from .forms import training_form
 from .images import FolderImages, Part, open_photographs, read_squares
 from .memory import keep_freed_memory
 from .split import copies_between, stratified_split
-from .train import LOG, write_run
+from .train import LOG, RUN, read_run, write_run
 
 __all__ = ['finetune']
 
@@ -337,7 +337,7 @@ class _Run:
             ValueError: there is a run of other settings, or something else.
             RuntimeError: another call writes there.
         """
-        path = out / 'checkpoint.pt'
+        path = out / RUN
         is_new = not out.exists()
         there = {file.name for file in out.iterdir()} - {LOCK} if out.is_dir() else set()
         if there and 'settings.json' not in there:
@@ -355,7 +355,7 @@ class _Run:
             with replacing(out / 'settings.json') as file:
                 file.write_text(json.dumps(asdict(settings), indent=1), encoding='utf-8')
             try:
-                yield cls(out, torch.load(path, 'cpu', weights_only=True) if path.exists() else None)
+                yield cls(out, read_run(out, 'cpu', ('log', 'updates', 'seconds', 'photographs', 'net', 'averaged', 'optimizer')))
             except BaseException:
                 if is_new and not path.exists():
                     shutil.rmtree(out)
@@ -662,5 +662,5 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
     with suppress(PermissionError):     # of Windows, for it is still in use
         (out / '.photographs.npy').unlink(missing_ok=True)
     write_checkpoint(out, card, net.state_dict())
-    (out / 'checkpoint.pt').unlink(missing_ok=True)
+    (out / RUN).unlink(missing_ok=True)
 

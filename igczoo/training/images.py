@@ -173,7 +173,11 @@ class TorchvisionImages(_Photographs):
         self.classes = [', '.join(map(str, name)) if isinstance(name, tuple) else str(name) for name in names]
 
     def photograph(self, index: int, fit: Fit | None = None) -> Image.Image:
-        return open_image(self.dataset[index][0], fit)
+        try:
+            image = self.dataset[index][0]
+        except OSError as error:        # of Pillow, for a damaged file
+            raise ImageError(f'{self.name(index)}: cannot be opened ({" ".join(str(error).split())})') from None
+        return open_image(image, fit)
 
     def name(self, index: int) -> str:
         return f'{type(self.dataset).__name__} {index}'
@@ -330,7 +334,8 @@ def open_split(path: str | Path, train: bool) -> Dataset:
     Args:
         path: one Parquet file, a folder of Parquet files (train-*.parquet; test-*, val-*, valid-* or validation-*), a folder with folders
             train/ and test/, val/, valid/ or validation/ of one folder a class, or the root torchvision keeps CIFAR-10 in.
-        train: the training split, otherwise the evaluation split: of those there are the first whose images have labels.
+        train: the training split, otherwise the evaluation split: of those there are the first whose images have labels, which folders
+            beside train/ have by the names of its classes.
 
     Returns:
         A map-style data set of (image, label) with ``classes`` and ``targets``, as torchvision's; an image that cannot be opened is an
@@ -352,9 +357,15 @@ def open_split(path: str | Path, train: bool) -> Dataset:
                 unlabelled = unlabelled or error
         elif (path / split).is_dir():
             try:
-                return FolderImages(path / split)
+                dataset = FolderImages(path / split)
             except FileNotFoundError as error:
                 unlabelled = unlabelled or ValueError(f'{path / split}: {error}')
+                continue
+            known = _folders(path / 'train') if (path / 'train').is_dir() else dataset.classes
+            if not set(known).isdisjoint(dataset.classes):
+                return dataset
+            unlabelled = unlabelled or ValueError(f'{path / split}: its folder {dataset.classes[0]!r} is no class of {path / "train"}; '
+                                                  f'sort its images into folders of those classes')
     if unlabelled:
         raise unlabelled from None
     if (path / CIFAR10.base_folder).is_dir():

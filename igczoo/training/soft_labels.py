@@ -26,7 +26,7 @@ from ..inference.classifier import Classifier
 from .augment import Augmentation, Windows
 from .recipes import Recipe
 
-__all__ = ['Lesson', 'SoftLabels', 'digest', 'distillation']
+__all__ = ['Lesson', 'SoftLabels', 'digest', 'distillation', 'sha256']
 
 BATCH = 256     # windows that the teacher sees together
 
@@ -58,15 +58,15 @@ class SoftLabels:
         self.size = sees['input_size'][-1]
         mean, std = (tuple(255 * value for value in sees[name]) for name in ('mean', 'std'))
         self.augment = Augmentation(replace(recipe, mean=mean, std=std), images)
-        self.teacher = _sha256(digest(teacher.model), str((self.size, mean, std)))
-        self.seen = _sha256(self.teacher, str((bf16, tuple(images.shape))), images.cpu().numpy())
+        self.teacher = sha256(digest(teacher.model), str((self.size, mean, std)))
+        self.seen = sha256(self.teacher, str((bf16, tuple(images.shape))), images.cpu().numpy())
 
     def of(self, epoch: int) -> Lesson:
         """The lesson of an epoch, counted from 0; the teacher is asked where there is no file of its logits yet, by one process for all."""
         turn = epoch % self.recipe.teacher_windows
         torch.manual_seed(self.seed + (turn + 1) * 2_000_003)
         windows = self.augment.draw((len(self.images),))
-        path = self.folder / f'teacher-{_sha256(self.seen, windows.sides.numpy(), windows.places.numpy())[:16]}.npy'
+        path = self.folder / f'teacher-{sha256(self.seen, windows.sides.numpy(), windows.places.numpy())[:16]}.npy'
         if not path.exists() and (not dist.is_initialized() or dist.get_rank() == 0):
             with replacing(path) as file, file.open('wb') as stream:
                 np.save(stream, self._ask(windows, f'teacher {turn + 1}/{self.recipe.teacher_windows}').numpy())
@@ -104,10 +104,11 @@ def distillation(logits: Tensor, of_teacher: Tensor, temperature: float) -> Tens
 def digest(net: nn.Module) -> str:
     """SHA-256 of a net's parameters and buffers, with their names."""
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    return _sha256(*itertools.chain.from_iterable((name, value.view(-1).view(torch.uint8).numpy()) for name, value in state.items()))
+    return sha256(*itertools.chain.from_iterable((name, value.view(-1).view(torch.uint8).numpy()) for name, value in state.items()))
 
 
-def _sha256(*parts: str | np.ndarray) -> str:
+def sha256(*parts: str | np.ndarray) -> str:
+    """Of texts and arrays one after another."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part))

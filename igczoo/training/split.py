@@ -12,6 +12,7 @@ __all__ = ['copies_between', 'spread', 'stratified_split']
 
 NEAR = 3            # of the 64 bits of two photographs' fingerprints that may differ
 NEAR_GREY = 6.      # grey levels that their thumbnails may differ by on average
+LIKENESS = .99      # at least, their correlation; of drawings on black all else may be near
 MAX_PAIRS = 1e9     # that are compared; beyond, only equal fingerprints are found
 BITS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)   # set, of 16
 
@@ -68,7 +69,8 @@ def copies_between(these: Squares, those: Squares) -> list[tuple[int, int, bool]
         pairs = [(row, column) for row, key in enumerate(prints.tolist()) for column in places.get(key, ())]
     grey, other_grey = (found.thumbs.astype(np.float32) for found in (these, those))
     return [(i, j, these.sums[i] == those.sums[j]) for i, j in pairs
-            if np.abs(grey[i] - other_grey[j]).mean() <= NEAR_GREY < grey[i].std()]
+            if np.abs(grey[i] - other_grey[j]).mean() <= NEAR_GREY < min(grey[i].std(), other_grey[j].std())
+            and np.corrcoef(grey[i].ravel(), other_grey[j].ravel())[0, 1] >= LIKENESS]
 
 
 def _fingerprints(thumbs: np.ndarray) -> np.ndarray:

@@ -5,9 +5,11 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints.card import Card, Preprocess
-from ..checkpoints.folder import folder_to_make, tag_for, write_checkpoint
+from ..checkpoints.folder import CARD, WEIGHTS, folder_to_make, tag_for, write_checkpoint
 from ..checkpoints.model_card import count_macs, count_params
 from ..deployment.placement import check_placement
 from ..files import alone_in, replacing
@@ -37,11 +39,11 @@ from .forms import training_form
 from .images import open_split, stack_images
 from .memory import keep_freed_memory
 from .recipes import Recipe, teacher_fault
-from .soft_labels import Lesson, SoftLabels, digest, distillation
+from .soft_labels import Lesson, SoftLabels, digest, distillation, sha256
 
-__all__ = ['LOG', 'train', 'write_run']
+__all__ = ['LOG', 'RUN', 'read_run', 'train', 'write_run']
 
-LOG = 'log.csv'
+LOG, RUN = 'log.csv', 'checkpoint.pt'
 
 
 def train(
@@ -86,8 +88,9 @@ def train(
 
     Raises:
         RuntimeError: the loss is no number any more; or another call writes into ``out``.
-        ValueError: the data set is one file, or has another number of classes than the model; ``out`` holds a run of other settings, or is
-            called like a checkpoint; there is a teacher too many, too few or of other classes; or there is no such device here.
+        ValueError: the data set is one file, or has another number of classes than the model; ``out`` holds a run of other settings or
+            images, or something else, or is called like a checkpoint; processes see different folders; there is a teacher too many, too few
+            or of other classes; or there is no such device here.
     """
     began = time.perf_counter()
     keep_freed_memory()
@@ -103,7 +106,7 @@ def train(
     net = timm.create_model(recipe.model, num_classes=recipe.num_classes) if start is None else start
     net = net.to(device, memory_format=torch.channels_last)
     train_set, eval_set = (open_split(data, train=split) for split in (True, False))
-    _check(recipe, net, train_set, eval_set, teacher, data)
+    _check(recipe, net, train_set, eval_set, teacher, data, world)
     stored_size = recipe.stored_size or recipe.input_size
     images, labels = (tensor.to(device) for tensor in stack_images(train_set, stored_size))
     eval_images, eval_labels = (tensor.to(device) for tensor in stack_images(eval_set, stored_size))
@@ -115,9 +118,13 @@ def train(
                                   warmup_t=round(recipe.warmup_epochs * updates_per_epoch))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     soft_labels = SoftLabels(teacher, recipe, images, out, seed, bf16) if teacher else None
-    settings = _settings(recipe, seed, start, soft_labels)
+    seen = sha256(json.dumps(train_set.classes), str(tuple(images.shape)), images.cpu().numpy(), labels.cpu().numpy())
+    settings = _settings(recipe, seed, seen, start, soft_labels)
     with alone_in(out) if rank == 0 else nullcontext():
-        log = _resume(out, settings, net, optimizer, device)
+        for left in out.glob('.*.part') if rank == 0 else ():       # of a run that was killed
+            left.unlink()
+        log = _resume(out, settings, net, optimizer, device, data)
+        _check_processes(out, len(log), device)
         forward = form(net, device)
         if compile:
             forward.compile()
@@ -149,9 +156,11 @@ def train(
                                    f'The checkpoint of epoch {epoch} is kept')
             train_seconds, size = time.perf_counter() - started, recipe.size_at(epoch)
             eval_batches = ((augment.whole(x, size), y) for x, y in zip(eval_images.split(500), eval_labels.split(500), strict=True))
-            top1, top5 = count_correct(forward.eval(), eval_batches, bf16)
+            counts = torch.tensor(count_correct(forward.eval(), eval_batches, bf16), device=device)
             if world > 1:
                 dist.all_reduce(loss_sum)
+                dist.broadcast(counts, 0)       # by the statistics of the first process, which are those that are kept
+            top1, top5 = counts.tolist()
             log.append(dict(
                 epoch=epoch + 1, size=size, lr=optimizer.param_groups[0]['lr'],
                 train_loss=round(loss_sum.item() / (world * updates_per_epoch), 4),
@@ -164,7 +173,7 @@ def train(
                 break
         if rank == 0 and len(log) == recipe.epochs:
             torch.manual_seed(seed)
-            batches = torch.randperm(len(images)).split(recipe.batch_size)
+            batches = torch.randperm(len(images)).split(recipe.batch_size)[:updates_per_epoch]     # whole ones, which weigh alike
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 update_bn((augment(batch[None], 0, recipe.input_size) for batch in batches), forward)
             _write(out, recipe, net, eval_set, str(data), seed, base, teacher)
@@ -173,8 +182,11 @@ def train(
     return log
 
 
-def _check(recipe: Recipe, net: nn.Module, train_set: Dataset, eval_set: Dataset, teacher: Classifier | None, data: str | Path) -> None:
-    """Refuse sets that the net cannot learn from."""
+def _check(recipe: Recipe, net: nn.Module, train_set: Dataset, eval_set: Dataset, teacher: Classifier | None, data: str | Path,
+           world: int) -> None:
+    """Refuse sets that the net cannot learn from, and processes that a batch cannot be shared among."""
+    if recipe.batch_size % world:
+        raise ValueError(f'a batch of {recipe.batch_size} cannot be shared evenly among {world} processes; start as many as divide it')
     if len(train_set.classes) != net.num_classes:
         raise ValueError(f'{data}: has {len(train_set.classes)} classes, {recipe.model} of the recipe has {net.num_classes}')
     if train_set.classes != eval_set.classes:
@@ -238,18 +250,30 @@ def _first_difference(these: list[str], those: list[str]) -> str:
 def _join_processes(device: str | torch.device | None) -> tuple[torch.device, int, int]:
     """The device of this process, its rank and the number of processes; joins those that torchrun started."""
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    if device is None:
-        device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
-    device = torch.device(device)
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if device.type == 'cuda' and device.index is None:
+        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
     if world > 1:
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return device, rank, world
 
 
-def _settings(recipe: Recipe, seed: int, start: nn.Module | None, soft_labels: SoftLabels | None) -> dict[str, Any]:
+def _check_processes(out: Path, epochs: int, device: torch.device) -> None:
+    """Raise ValueError where the processes go on from different epochs."""
+    if not dist.is_initialized():
+        return
+    least, most = (torch.tensor(epochs, device=device) for _ in range(2))
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if least < most:
+        raise ValueError(f'{out}: a process sees {least} epochs of the run there and another {most}; name a folder that all of them share')
+
+
+def _settings(
+        recipe: Recipe, seed: int, seen: str, start: nn.Module | None, soft_labels: SoftLabels | None) -> dict[str, Any]:
     """What a run is told by; without fields that keep their default, so that a run may go on when recipes have got another field."""
     fields = [field for field in dataclasses.fields(recipe) if getattr(recipe, field.name) != field.default]
-    settings = dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed)
+    settings = dict(recipe={field.name: getattr(recipe, field.name) for field in fields}, seed=seed, images=seen)
     if start:
         settings['start'] = digest(start)
     if soft_labels:
@@ -257,17 +281,21 @@ def _settings(recipe: Recipe, seed: int, start: nn.Module | None, soft_labels: S
     return settings
 
 
-def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[dict]:
+def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
+            data: str | Path) -> list[dict]:
     """Load the last checkpoint of the run in ``out``, if there is one; returns its log."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / 'checkpoint.pt'
-    if not path.exists():
+    checkpoint = read_run(out, device, ('settings', 'net', 'optimizer', 'log'))
+    if checkpoint is None:
+        if others := [name for name in (CARD, WEIGHTS, 'settings.json', LOG) if (out / name).exists()]:
+            raise ValueError(f'{out}: has {others[0]} and no run to go on with; name another folder')
         return []
-    checkpoint = torch.load(path, map_location=device, weights_only=True)
     done = checkpoint['settings']
+    if done.setdefault('images', settings['images']) != settings['images']:     # which runs did not say before 0.2.0
+        raise ValueError(f'{out}: is a run of other images or classes than {data} has now; give another folder')
     epochs = max(done['recipe']['epochs'], settings['recipe']['epochs'])    # a run may be made longer, not shorter
     if done | dict(recipe=done['recipe'] | dict(epochs=epochs)) != settings:
-        raise ValueError(f'{path}: is a run of other settings, {done} and not {settings}; give another folder')
+        raise ValueError(f'{out}: is a run of other settings, {done} and not {settings}; give another folder')
     net.load_state_dict(checkpoint['net'])
     optimizer.load_state_dict(checkpoint['optimizer'])
     return checkpoint['log']
@@ -277,9 +305,28 @@ def _save(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.
     write_run(out, dict(settings=settings, net=net.state_dict(), optimizer=optimizer.state_dict(), log=log))
 
 
+def read_run(out: Path, device: torch.device | str, keys: Sequence[str]) -> dict[str, Any] | None:
+    """What `write_run` wrote, its tensors on a device; None where there is nothing.
+
+    Raises:
+        ValueError: it is damaged, or lacks one of the keys, as what something else wrote.
+    """
+    path = out / RUN
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if missing := set(keys) - set(state):
+            raise KeyError(*missing)
+    except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f'{path}: is damaged, or of another kind of run ({type(error).__name__}: {" ".join(str(error).split())[:200]}); '
+                         f'name another folder') from None
+    return state
+
+
 def write_run(out: Path, state: dict[str, Any]) -> None:
     """What a run goes on from, as checkpoint.pt, and its rows so far, ``state['log']``, as log.csv."""
-    with replacing(out / 'checkpoint.pt') as file:
+    with replacing(out / RUN) as file:
         torch.save(state, file)
     table = io.StringIO()
     writer = csv.DictWriter(table, state['log'][-1], lineterminator='\n')

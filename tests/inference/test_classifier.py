@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import signal
+import socket
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,8 +24,10 @@ from timm.data import ImageNetInfo, create_transform
 from torchvision.transforms import CenterCrop, Compose
 
 from igczoo.checkpoints.card import CardError, cards, weights_folder
+from igczoo.inference import photograph
+from igczoo.inference.ahead import ahead
 from igczoo.inference.classifier import Classifier, Prediction, load
-from igczoo.inference.photograph import Fit, ImageError, find_images
+from igczoo.inference.photograph import Fit, ImageError, find_images, open_image
 from igczoo.nets.igcnet import igc_resnet
 
 EXAMPLES = sorted((Path(__file__).parents[2] / 'examples').glob('*.jpg'))
@@ -322,6 +326,66 @@ def test_an_interrupt_ends_the_threads(classifier):
     with pytest.raises(KeyboardInterrupt):
         list(classifier.classify_each(images(), batch_size=2, workers=2))
     assert not threads()
+
+
+def test_an_interrupt_does_not_wait_for_what_is_fetched(classifier):
+    """Of a server that accepts and never answers."""
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        url = f'http://127.0.0.1:{silent.getsockname()[1]}/'
+
+        def images():
+            yield from [f'{url}{number}' for number in range(6)]
+            signal.raise_signal(signal.SIGINT)
+
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(classifier.classify_each(images(), batch_size=2, workers=2))
+        assert time.monotonic() - began < photograph.FETCH_SECONDS / 2 and not threads()
+
+
+def test_calls_that_overlap_leave_torch_its_threads():
+    cores = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        first = ahead(lambda item: item, range(9), 3)
+        next(first)
+        with ThreadPoolExecutor(1) as other:
+            second = other.submit(lambda: [torch.get_num_threads() for _ in ahead(lambda item: item, range(9), 3)])
+            second.result()
+            assert other.submit(torch.get_num_threads).result() == 6
+        first.close()
+        assert torch.get_num_threads() == 6
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 6
+    finally:
+        torch.set_num_threads(cores)
+
+
+def test_each_skipped_image_is_a_warning_whatever_the_threads_do(classifier):
+    images = [image for name in range(40) for image in (EXAMPLES[name % len(EXAMPLES)], f'none/{name}.jpg')]
+    for workers in (0, 1, 4):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            found = classifier.classify(images, k=1, batch_size=2, on_error='skip', workers=workers)
+        assert len(caught) == 40 and [not one for one in found] == [False, True] * 40
+
+
+def test_warnings_of_others_are_as_they_were_after_a_loop(classifier):
+    before = list(warnings.filters)
+    for _ in classifier.classify_each(EXAMPLES * 3, batch_size=1, workers=4):
+        with warnings.catch_warnings():
+            warnings.simplefilter('always')
+    with pytest.warns(UserWarning, match='heard'):
+        warnings.warn('heard', stacklevel=1)
+    open_image(EXAMPLES[0])
+    assert warnings.filters == before
+
+
+def test_a_folder_is_gone_through_by_its_images(classifier, photos):
+    for folder in (photos, str(photos)):
+        assert [image for image, _ in classifier.classify_each(folder, k=1)] == find_images(photos)
+    (image, outcome), = classifier.classify_each(str(EXAMPLES[0]), k=1)
+    assert image == str(EXAMPLES[0]) and outcome[0].label in classifier.labels
 
 
 def test_one_image_object_many_times(classifier):

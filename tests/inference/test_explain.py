@@ -3,11 +3,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 
 import igczoo
+from igczoo.inference.classifier import Classifier
 from igczoo.inference.explain import _over_photograph, check_picture
 from igczoo.inference.photograph import open_image
 
@@ -31,6 +34,14 @@ def test_it_is_the_positive_part_of_the_weighted_maps(classifier):
     torch.testing.assert_close(found.heat, expected, rtol=1e-4, atol=1e-4)
     assert found.prediction.label == 'sports car'
     assert found.prediction.score == pytest.approx(classifier.classify(CAR, k=1)[0].score, abs=1e-5)
+
+
+@pytest.mark.parametrize('name', ['swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224'])
+def test_a_net_without_such_maps_is_refused(name):
+    net = timm.create_model(name, num_classes=2).eval()
+    classifier = Classifier(net, create_transform(**resolve_model_data_config(net), is_training=False), ['cat', 'dog'])
+    with pytest.raises(ValueError, match=r'explain: the last map of \w+ is \(1, .*\), where \(1, \d+, H, W\) is needed; name a convol'):
+        classifier.explain(CAR)
 
 
 def test_a_named_label_and_its_number(classifier):

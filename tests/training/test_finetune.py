@@ -21,7 +21,7 @@ from igczoo.checkpoints.publish import publish
 from igczoo.cli import main
 from igczoo.files import LOCK, alone_in
 from igczoo.training.finetune import finetune
-from igczoo.training.images import open_photographs, read_squares
+from igczoo.training.images import Squares, open_photographs, read_squares
 from igczoo.training.split import copies_between, spread, stratified_split
 
 NAME = 'igc_resnet20_l24m2'
@@ -394,6 +394,18 @@ def test_photographs_on_both_sides_are_reported(photos, tmp_path, capsys):
     notes = {Path(row['file']).name: row['note'] for row in read_csv(tmp_path / 'mine' / 'split.csv') if row['split'] == 'val'}
     assert notes['scene.jpg'].startswith('nearly equal to') and notes['scene.png'].startswith('equal to')
     assert 'stand, equal or nearly so, among those to train on' in capsys.readouterr().err
+
+
+def test_drawings_on_black_are_no_copies_of_each_other():
+    def drawing(seed: int) -> np.ndarray:
+        rng, image = np.random.default_rng(seed), np.zeros((8, 9), np.uint8)
+        image[3:6, 3:6] = rng.integers(0, 90, (3, 3))
+        return image
+
+    thumbs = np.stack([drawing(seed) for seed in range(400)])
+    squares = Squares(torch.empty(400, 3, 8, 8), list(range(400)), [], thumbs, list(range(400)))
+    found = [(i, j) for i, j, _ in copies_between(squares, squares)]
+    assert {(i, i) for i in range(400)} <= set(found) and len(found) < 420      # by their differences alone there were thousands
 
 
 def test_stratified_split_is_even_and_repeatable():

@@ -129,6 +129,17 @@ def test_folders_of_classes(tmp_path, pictures):
         assert np.array_equal(np.asarray(found[0]), np.asarray(pictures[i][0])) and found[1] == pictures[i][1]
 
 
+def test_a_test_split_without_labels_is_passed_over(tmp_path, pictures):
+    """As in the authors' own Tiny-ImageNet."""
+    for split, folder in (('train', 'cat/images'), ('train', 'dog/images'), ('test', 'images'), ('val', 'cat'), ('val', 'dog')):
+        (tmp_path / split / folder).mkdir(parents=True)
+        pictures[0][0].save(tmp_path / split / folder / 'a.png')
+    assert open_split(tmp_path, train=False).classes == CLASSES and open_split(tmp_path, train=False).root == tmp_path / 'val'
+    shutil.rmtree(tmp_path / 'val')
+    with pytest.raises(ValueError, match=r"test: its folder 'images' is no class of .*train; sort its images into folders"):
+        open_split(tmp_path, train=False)
+
+
 def test_torchvision_cifar10(tmp_path, monkeypatch):
     """The official files' layout, with four images a batch; their digests are torchvision's business."""
     from torchvision.datasets import CIFAR10

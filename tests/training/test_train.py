@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 import igczoo
 import igczoo.training.train
@@ -214,6 +215,56 @@ def test_a_folder_that_another_run_writes_to_is_refused(data, tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_a_run_of_other_images_or_classes_is_refused(data, tmp_path):
+    train(RECIPE, data, tmp_path / 'run', device='cpu')
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    shutil.copytree(data, tmp_path / 'renamed')
+    for split in ('train', 'test'):
+        (tmp_path / 'renamed' / split / 'class3').rename(tmp_path / 'renamed' / split / 'class3b')
+    shutil.copytree(data, tmp_path / 'changed')
+    some, other = sorted((tmp_path / 'changed' / 'train' / 'class3').iterdir())[:2]
+    shutil.copy(other, some)
+    for name in ('renamed', 'changed'):
+        with pytest.raises(ValueError, match=f'run: is a run of other images or classes than .*{name} has now; give another folder'):
+            train(RECIPE, tmp_path / name, tmp_path / 'run', device='cpu')
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+
+
+@pytest.mark.parametrize('name', ['card.json', 'model.safetensors', 'settings.json', 'log.csv'])
+def test_a_folder_of_something_else_is_left_alone(data, tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    with pytest.raises(ValueError, match=f'has {name} and no run to go on with; name another folder'):
+        train(RECIPE, data, tmp_path, device='cpu')
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+
+
+@pytest.mark.parametrize('content', [b'', b'junk that is no pickle', {'model': {}}, nn.Linear(1, 1), torch.zeros(3)],
+                         ids=['empty', 'junk', 'a state', 'a module', 'a tensor'])
+def test_a_checkpoint_of_something_else_is_named(data, tmp_path, content):
+    path = tmp_path / 'checkpoint.pt'
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r'checkpoint\.pt: is damaged, or of another kind of run \(.*\); name another folder'):
+        train(RECIPE, data, tmp_path, device='cpu')
+    assert path.read_bytes() == before
+
+
+def test_what_a_killed_run_was_writing_is_removed(data, tmp_path):
+    (tmp_path / '.checkpoint.pt.0123.part').write_bytes(b'half')
+    train(dataclasses.replace(RECIPE, epochs=1), data, tmp_path, device='cpu')
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_statistics_are_of_whole_batches(data, tmp_path, monkeypatch):
+    """59 images, of which the last 3 are in no batch."""
+    (shutil.copytree(data, tmp_path / 'data') / 'train' / 'class0' / sorted(os.listdir(data / 'train' / 'class0'))[0]).unlink()
+    sizes = []
+    monkeypatch.setattr(igczoo.training.train, 'update_bn', lambda batches, net: sizes.extend(len(batch) for batch in batches))
+    images = len(open_split(tmp_path / 'data', train=True))
+    train(dataclasses.replace(RECIPE, epochs=1), tmp_path / 'data', tmp_path / 'out', device='cpu')
+    assert images % 8 and sizes == [8] * (images // 8)
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(data, tmp_path):
     short = dataclasses.replace(RECIPE, epochs=2)
     first = train(short, data, tmp_path / 'run', device='cpu')
@@ -258,6 +309,8 @@ def test_two_processes_learn_as_one(data, tmp_path):
     environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(igczoo.__file__).parents[1]), PYTHONWARNINGS='')
     result = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
+    odd = subprocess.run([*torchrun[:-2], '--nproc-per-node=3', str(script)], env=environment, capture_output=True, text=True, timeout=240)
+    assert 'a batch of 8 cannot be shared evenly among 3 processes; start as many as divide it' in odd.stderr
     two = load_file(tmp_path / 'two' / 'model.safetensors')
     train(recipe, data, tmp_path / 'one', device='cpu')
     one = load_file(tmp_path / 'one' / 'model.safetensors')
