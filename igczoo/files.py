@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,7 +66,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def cache_folder(kind: str) -> Path:
     """Where files of a kind are kept that this package makes on a machine; it need not be there yet."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'igczoo', kind)
+    home = os.path.expanduser('~')
+    kept = os.environ.get('XDG_CACHE_HOME') or os.path.join(home if os.path.isabs(home) else tempfile.gettempdir(), '.cache')
+    return Path(kept, 'igczoo', kind)
 
 
 def keep(path: Path, data: bytes) -> None:

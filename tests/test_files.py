@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from igczoo.files import LOCK, alone_in, replacing
+from igczoo.files import LOCK, alone_in, cache_folder, replacing
 
 
 def names(folder):
@@ -40,6 +40,12 @@ def test_the_mode_is_what_the_umask_asks_for(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / 'a').stat().st_mode) == mode
+
+
+def test_a_cache_is_never_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr('os.path.expanduser', lambda path: path)        # no HOME, and nobody of this number in the system's list
+    assert cache_folder('kernels').is_absolute()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..deployment.kernels import build
 from ..nets.net import Net
@@ -56,9 +57,11 @@ class Unit(NamedTuple):
 
 def kernel_dtype(x: Tensor) -> torch.dtype | None:
     """The type in which maps are kept where a net is given x, or None where there is no kernel for that."""
-    if not x.is_cpu or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (not x.is_cpu or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0):
         return None
-    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    casts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64      # which autocast leaves alone
+    dtype = torch.get_autocast_dtype('cpu') if casts else x.dtype
     return dtype if dtype in C_TYPES and _library(dtype)[0] else None
 
 
@@ -462,7 +465,7 @@ def _chunks(*maps: Tensor) -> Iterator[slice]:
 
 def _rows(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H, W, C), contiguous."""
-    return x.permute(0, 2, 3, 1).contiguous()
+    return x.permute(0, 2, 3, 1).contiguous().resolve_neg()
 
 
 def _size(y: Tensor) -> tuple[int, int]:

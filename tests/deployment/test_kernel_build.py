@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -103,6 +104,22 @@ def test_a_compiler_that_does_not_work(unloaded, monkeypatch, compiler, reason):
     assert reason in kernels.why_not()
     assert not files(unloaded)
     assert_works_without()
+
+
+@pytest.mark.parametrize('message', ['No space left on device', 'Disk quota exceeded'])
+def test_a_full_cache_is_passed_over_whatever_the_language(unloaded, monkeypatch, tmp_path, message):
+    script = tmp_path / 'cxx'
+    script.write_text(f'''#!/bin/sh
+case "$*" in *--version*) echo 1; exit 0;; esac
+[ "$LC_ALL" = C ] || {{ echo "Fehler: kein Platz" >&2; exit 1; }}
+case "$*" in *{tempfile.gettempdir()}/igczoo-kernel-*) exec c++ "$@";; esac
+echo "collect2: final close failed: {message}" >&2; exit 1
+''')
+    script.chmod(0o755)
+    monkeypatch.setenv('CXX', str(script))
+    monkeypatch.setenv('LC_ALL', 'de_DE.UTF-8')
+    assert kernels.load(build=True), kernels.why_not()
+    assert 'is full' in kernels.why_not() and 'compiled for this process alone' in kernels.why_not()
 
 
 def test_no_compiler_at_all(unloaded, monkeypatch, tmp_path):

@@ -234,6 +234,16 @@ def test_stem_takes_numbers_of_any_size(compiled, size):
     torch.testing.assert_close(found / size, kernels.stem(x, weight, bias), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('value', [1e4, 65535., 1e20])
+def test_one_large_pixel_leaves_what_does_not_see_it_alone(compiled, value):
+    x, weight, bias = some_stem(N=1)
+    x[0, 1, 20, 17] = value
+    found, expected = kernels.stem(x, weight, bias), kernels.torch_stem(x, weight, bias)
+    apart = expected < 100
+    assert apart.float().mean() > .8
+    torch.testing.assert_close(found[apart], expected[apart], rtol=1e-4, atol=1e-3)
+
+
 def some_stem(N=2, dtype=torch.float32):
     torch.manual_seed(0)
     return to(dtype, [torch.randn(N, 3, 45, 38), torch.randn(7, 7, 3, 20), torch.randn(20)])
@@ -405,6 +415,38 @@ def test_gradients_of_first_and_second_order():
     unit = require_grad([*some_unit(L=2, N=1, H=3, W=2, dtype=torch.float64), image(1, 4, 3, 2)])
     assert torch.autograd.gradcheck(kernels.unit, (*unit, False))
     assert torch.autograd.gradgradcheck(kernels.unit, (*unit, False))
+
+
+def test_gradients_of_inputs_that_are_made_of_one_another(compiled):
+    x, *weights = some_unit(L=4)
+    block = (some_blocks(projected=False)[1][0], some_blocks(projected=False)[0])
+
+    def same_for_both(unit):
+        a = x.clone().requires_grad_()
+        unit(a, *weights, a, False).square().sum().backward()
+        return [a.grad]
+
+    def one_of_the_other(unit):
+        a = x.clone().requires_grad_()
+        y = a * 2
+        unit(unit(y, *weights), *weights, y).square().sum().backward()
+        return [a.grad]
+
+    def tied_weights(unit):
+        a, (weight, *others) = x.clone().requires_grad_(), require_grad(weights)
+        unit(unit(a, weight, *others), weight, *others).square().sum().backward()
+        return [a.grad, weight.grad]
+
+    for case in (same_for_both, one_of_the_other, tied_weights):
+        for found, expected in zip(case(kernels.unit), case(kernels.torch_unit), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    grads = []
+    for compute in (kernels.residual_blocks, kernels.torch_residual_blocks):
+        weight = block[0].unit1[0].clone().requires_grad_()
+        tied = block[0]._replace(unit1=(weight, *block[0].unit1[1:]), unit2=(weight, *block[0].unit2[1:]))
+        compute(block[1], [tied]).square().sum().backward()
+        grads.append(weight.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4 * grads[1].abs().max().item())
 
 
 class Blocks(torch.nn.Module):

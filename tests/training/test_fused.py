@@ -5,6 +5,7 @@ import pytest
 import torch
 from batch_norms import randomise
 from torch import nn
+from torch.autograd import forward_ad
 
 from igczoo.nets.igcnet import IGCNet, PlainBlock, ResidualBlock, igc_resnet
 from igczoo.training import fused, planar
@@ -168,6 +169,31 @@ def test_neither_threads_nor_repetition_change_a_bit():
         torch.set_num_threads(threads)
     for found in all_found[1:]:
         compare(found, all_found[0], rtol=0, atol=0)
+
+
+def test_float64_stays_it_under_autocast():
+    block = make_block(4, 3)
+    x = torch.randn(2, 12, 6, 5, dtype=torch.float64)
+    with torch.autocast('cpu', torch.bfloat16):
+        found, expected = run_planar(block.eval(), x, 4), block(x)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.script` is deprecated:FutureWarning')      # torch's own, at its first use
+def test_forward_derivatives_are_those_of_the_net():
+    net = igc_resnet(8, 24, 2).double().eval()
+    x, tangent = torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        found, expected = (forward_ad.unpack_dual(model(dual)).tangent for model in (PlanarIGCNet(net).eval(), net))
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_negated_views_keep_their_sign():
+    block = make_block(4, 3).eval()
+    x = torch.randn(2, 12, 6, 5, dtype=torch.complex128).to(memory_format=torch.channels_last).conj().imag
+    torch.testing.assert_close(run_planar(block, x, 4), block(x), **EXACT)
 
 
 def test_gradients_of_gradients_are_refused():

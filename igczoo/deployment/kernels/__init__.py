@@ -338,8 +338,10 @@ def _differentiate(operator, reference: Callable[..., Tensor]) -> None:
     def backward(ctx, grad):
         twice, tensors = torch.is_grad_enabled(), iter(ctx.saved_tensors)
         leaves = [next(tensors) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.others, strict=True)]
-        arguments = tree_unflatten(leaves, ctx.structure)
         with torch.enable_grad():
+            # Each a tensor of its own: inputs may be made of one another, or be the same, and each shall have its own gradient only.
+            leaves = [leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf for leaf in leaves]
+            arguments = tree_unflatten(leaves, ctx.structure)
             y = reference(*arguments)
         wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel()]
         grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice) if wanted else ())     # an empty batch has none

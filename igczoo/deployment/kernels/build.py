@@ -24,6 +24,9 @@ SOURCE = Path(__file__).with_name('kernel.cpp')
 FLAGS = ('-std=c++17', '-O2', '-ffp-contract=fast', '-fno-exceptions', '-fPIC', '-shared')
 
 
+FULL = 'No space left on device', 'Disk quota exceeded'
+
+
 class Unavailable(Exception):
     """The kernel cannot be had here; the message says why, in one line."""
 
@@ -136,7 +139,8 @@ def cpu_features() -> str:
 
 def _compile(command: list[str], out: Path) -> None:
     def run(options: list[str]) -> subprocess.CompletedProcess:
-        return subprocess.run([*options, '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600)
+        return subprocess.run([*options, '-o', str(out)], capture_output=True, text=True, errors='replace', timeout=600,
+                              env=os.environ | dict(LC_ALL='C'))        # whose messages are read below
 
     done = run(command)
     if done.returncode and 'native' in done.stderr:     # it does not know the option, or this processor: by what all of its family can do
@@ -144,7 +148,7 @@ def _compile(command: list[str], out: Path) -> None:
     if done.returncode:
         lines = done.stderr.splitlines() or ['']
         error = next((line for line in lines if 'error' in line), lines[-1]).strip()
-        if 'No space left on device' in done.stderr:
+        if any(reason in done.stderr for reason in FULL):
             raise Unavailable(f'{out.parent} is full')
         raise CompilerError(f'{command[0]} could not compile the kernel (exit status {done.returncode}): {error}')
     if not out.is_file():

@@ -40,7 +40,7 @@ class InvertedUnit(NamedTuple):
                              f'(N, C, H, W), (p, g, C / g, c), (p, k, k, g, c), k odd, and (p, g, c, O / p)')
         (p, g, inputs, c), k, outputs = found[0], found[2][1], found[4][3]
         fitting = [(p, g, inputs, c), (p, g, c), (p, k, k, g, c), (p, g, c), (p, g, c, outputs), (p, outputs)]
-        if x_shape[1] != g * inputs or found != fitting:
+        if not x_shape[1] or x_shape[1] != g * inputs or found != fitting:
             raise ValueError(f'{name}: x has {x_shape[1]} channels, and the weights and biases are {found}; they must be {g * inputs} and '
                              f'{fitting}')
         return p * outputs

@@ -129,7 +129,7 @@ struct Columns {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             const float least = length / 8.0f, most = length * 8.0f;
-            const auto near_1 = (size[v] > least) & (size[v] < most), all_0 = (size[v] == 0.0f) & (unit[v] == 0.0f);
+            const auto near_1 = (size[v] > least) & (size[v] < most) & (unit[v] != 0.0f), all_0 = (size[v] == 0.0f) & (unit[v] == 0.0f);
             wrong |= ~(Bits<N>)(near_1 | all_0);
         }
         uint64_t words[N / 2], any = 0;
