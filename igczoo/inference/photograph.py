@@ -398,4 +398,6 @@ def _grey_to_8_bits(image: Image.Image, name: str) -> Image.Image:
     for start in range(0, len(values), BAND_ROWS):      # in float64 all rows at once would take many times the image's own memory
         band = values[start:start + BAND_ROWS].astype(np.float64)
         grey[start:start + BAND_ROWS] = ((band - low) * (255 / max(high - low, 1e-300))).round()
+    if isinstance(transparent := image.info.get('transparency'), int):      # of a PNG, the grey value that is; white, as elsewhere
+        grey[values == transparent] = 255
     return Image.fromarray(grey)

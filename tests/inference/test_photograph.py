@@ -166,6 +166,8 @@ PNGS = {    # two pixels each: depth, colour type, the row, further chunks -> RG
     'grey with a transparent level': (8, 0, b'\x07\xf0', [(b'tRNS', b'\0\7')], [[255] * 3, [240] * 3]),
     'grey and alpha': (8, 4, b'\x07\xff\x07\x00', [], [[7] * 3, [255] * 3]),
     '16-bit grey': (16, 0, struct.pack('>2H', 257 * 7, 65535), [], [[7] * 3, [255] * 3]),
+    '16-bit grey with a transparent level': (
+        16, 0, struct.pack('>2H', 257 * 7, 514), [(b'tRNS', struct.pack('>H', 514))], [[7] * 3, [255] * 3]),
     '16-bit grey and alpha': (16, 4, struct.pack('>4H', 257 * 7, 65535, 0, 0), [], [[7] * 3, [255] * 3]),
     'RGB': (8, 2, bytes([*RED, 1, 2, 3]), [], [RED, [1, 2, 3]]),
     'RGB with a transparent colour': (8, 2, bytes([*RED, 1, 2, 3]), [(b'tRNS', struct.pack('>3H', 1, 2, 3))], [RED, [255] * 3]),
