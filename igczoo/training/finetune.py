@@ -17,20 +17,17 @@ What `finetune` does, in the order it does it:
 """
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -49,21 +46,17 @@ from ..checkpoints.model_card import count_macs, count_params
 from ..deployment.placement import check_placement
 from ..files import LOCK, alone_in, replacing
 from ..inference.classifier import Classifier, load
-from ..inference.photograph import Fit, ImageError
-from ..inference.pictures import one_line
+from ..inference.photograph import ImageError
+from .album import SPLIT, STORE, Album, check_photographs, read_album
 from .augment import Augmentation
 from .evaluate import evaluate_set
 from .forms import training_form
-from .images import FolderImages, Part, open_photographs, read_squares
+from .images import FolderImages, open_photographs
 from .memory import keep_freed_memory
-from .split import copies_between, stratified_split
 from .train import LOG, RUN, read_run, write_run
 
 __all__ = ['finetune']
 
-EVALUATION_SHARE, WATCHED_SHARE = .2, .1
-LEAST_WATCHED = 200     # photographs of the average class, below which none is spared to watch by: a tenth of 100 costs a point of top-1
-MOST_WATCHED = 2000
 LEAST_CALIBRATING = 50  # photographs to scale the logits by
 FOLDS = 5               # parts of the photographs, of which a classifier is fitted without one
 CALIBRATING = 500       # photographs that are enough to scale the logits by
@@ -82,7 +75,6 @@ SMOOTHING = .1
 MIN_AREA = .35          # of a photograph that a window takes
 HEAD_PENALTY = 1e-2     # on the squares of the classifier's weights, of features scaled to one
 HEAD_IMAGES = 20_000    # the classifier is fitted on, at most
-MEMORY = 4 << 30        # bytes of photographs; more are kept in a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +88,6 @@ class Settings:
     freeze: bool
     pretrained: bool
     seed: int
-
-
-class _Album(NamedTuple):
-    """The photographs of a run."""
-    classes: list[str]
-    images: Tensor          # uint8 (n, 3, side, side), to train on
-    labels: Tensor          # int64 (n,)
-    watched: Tensor         # uint8 (w, 3, side, side); none, where there are too few
-    watched_labels: Tensor
-    evaluation: Dataset     # undecoded, to measure by
 
 
 def finetune(
@@ -175,9 +157,9 @@ def finetune(
                         freeze=freeze, pretrained=pretrained, seed=seed)
     with _Run.open(folder, settings) as run:
         if run.finished:
-            _check_photographs(folder, photographs, evaluation, place)
+            check_photographs(folder, photographs, evaluation, place)
         else:
-            album = _read_album(photographs, evaluation, run.out, settings)
+            album = read_album(photographs, evaluation, run.out, place, size, seed)
             net.reset_classifier(len(album.classes))
             net = net.to(device, memory_format=torch.channels_last)
             _Trainer(net, album, preprocess, settings, run, device, bf16).train(began)
@@ -244,82 +226,6 @@ def _best_size(size: int, photographs: Dataset) -> int:
     return larger if sides and median(sides) >= larger else size
 
 
-# The photographs ----------------------------------------------------------------------------------------------------------------------
-
-def _read_album(whole: Dataset, evaluation: Dataset | None, out: Path, settings: Settings) -> _Album:
-    """Split and decode; say in split.csv what became of each photograph."""
-    data, classes = settings.data, list(whole.classes)
-    counts = torch.bincount(torch.tensor(whole.targets), minlength=len(classes))
-    if len(classes) < 2:
-        raise ValueError(f'{data}: has {len(classes)} class ({", ".join(classes)}); a classifier needs two at least')
-    if unfit := [name for name in classes if one_line(name) != name]:
-        raise ValueError(f'{data}: the class {unfit[0]!r} has letters that cannot be shown; rename it')
-    if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
-        raise ValueError(f'{data}: the class {empty[0]!r} has no photograph to train on; add some or remove the class')
-    if evaluation is not None and (strangers := sorted(set(evaluation.classes) - set(classes))):
-        raise ValueError(f'{data}: the evaluation split has the class {strangers[0]!r}, the training split has not; give splits of one set')
-    rows = list(range(len(whole)))
-    if evaluation is None:
-        rows, measured = stratified_split(whole.targets, EVALUATION_SHARE, settings.seed)
-        evaluation = Part(whole, measured)
-    else:
-        evaluation = Part(evaluation, range(len(evaluation)), classes)
-    spared = WATCHED_SHARE if len(rows) >= LEAST_WATCHED * len(classes) else 0
-    spared = min(spared, MOST_WATCHED / len(rows))
-    kept, watched = stratified_split([whole.targets[row] for row in rows], spared, settings.seed)
-    train, watch = (Part(whole, [rows[i] for i in places]) for places in (kept, watched))
-
-    side = settings.size
-    store = out / '.photographs.npy' if len(train) * 3 * side * side > MEMORY else None
-    shown, watching, measuring = read_squares(train, side, store), read_squares(watch, side), read_squares(evaluation, 8, fit=Fit(side))
-    skipped = [*shown.skipped, *watching.skipped, *measuring.skipped]
-    labels, watched_labels = (torch.tensor([part.targets[row] for row in read.rows], dtype=torch.long)
-                              for part, read in ((train, shown), (watch, watching)))
-    if lost := [name for index, name in enumerate(classes) if not (labels == index).any()]:
-        raise ValueError(f'{data}: no photograph of the class {lost[0]!r} can be opened ({skipped[0][1]}); replace them')
-    copies = {measuring.rows[i]: f'{"equal" if same else "nearly equal"} to {train.name(shown.rows[j])}'
-              for i, j, same in copies_between(measuring, shown)}
-    _write_split(out, [(train, shown.rows, {}), (watch, watching.rows, dict.fromkeys(watching.rows, 'watched')),
-                       (evaluation, measuring.rows, copies)], skipped)
-    if copies:
-        print(f'{len(copies)} of the photographs to measure by stand, equal or nearly so, among those to train on: see {out / "split.csv"}',
-              file=sys.stderr)
-    return _Album(classes, shown.images, labels, watching.images, watched_labels, Part(evaluation, measuring.rows))
-
-
-def _write_split(out: Path, parts: list[tuple[Part, list[int], dict[int, str]]], skipped: list[tuple[str, str]]) -> None:
-    """A line for each photograph; ``parts`` are those that train, watch and measure, each with its rows and notes on them."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator='\n')
-    writer.writerow(('file', 'label', 'split', 'note'))
-    for (part, rows, notes), split in zip(parts, ('train', 'train', 'val'), strict=True):
-        writer.writerows((part.name(row), part.classes[part.targets[row]], split, notes.get(row, '')) for row in rows)
-    writer.writerows((name, '', 'skipped', reason) for name, reason in skipped)
-    with replacing(out / 'split.csv') as file:
-        file.write_text(_writable(table.getvalue()), encoding='utf-8')
-    for name, reason in skipped[:5]:
-        print(f'left out {name}: {reason.removeprefix(f"{name}: ")}', file=sys.stderr)
-    if skipped[5:]:
-        print(f'left out {len(skipped) - 5} more: see {out / "split.csv"}', file=sys.stderr)
-
-
-def _check_photographs(out: Path, whole: Dataset, evaluation: Dataset | None, data: str) -> None:
-    """Raise ValueError unless the photographs of a finished run are those that there are now, of the same labels and splits."""
-    with open(out / 'split.csv', encoding='utf-8', newline='') as file:
-        rows = list(csv.DictReader(file))
-    skipped = {row['file'] for row in rows if row['split'] == 'skipped'}
-    known = {(row['file'], row['label'], row['split'] if evaluation else '') for row in rows if row['split'] != 'skipped'}
-    found = {(_writable(part.name(row)), part.classes[part.targets[row]], split if evaluation else '')
-             for part, split in ((whole, 'train'), (evaluation, 'val')) if part for row in range(len(part))}
-    if skipped - {name for name, *_ in found} or known != {one for one in found if one[0] not in skipped}:
-        raise ValueError(f'{out}: holds a finished run of other photographs than {data} has now; name another folder')
-
-
-def _writable(text: str) -> str:
-    """Text with what no file of text can hold, as of names that are not UTF-8, written as Python escapes it."""
-    return text.encode('utf-8', 'backslashreplace').decode()
-
-
 # The run ------------------------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -372,7 +278,7 @@ class _Run:
 class _Trainer:
     """Trains a net on an album; the net has the kept weights at the end."""
 
-    def __init__(self, net: nn.Module, album: _Album, preprocess: Preprocess, settings: Settings, run: _Run, device: torch.device,
+    def __init__(self, net: nn.Module, album: Album, preprocess: Preprocess, settings: Settings, run: _Run, device: torch.device,
                  bf16: bool):
         self.net, self.album, self.settings, self.run, self.device, self.bf16 = net, album, settings, run, device, bf16
         self.augment = Augmentation(_Views.of(preprocess), album.images)
@@ -441,7 +347,7 @@ class _Trainer:
         decay = LAYER_DECAY if settings.pretrained else None
         rate = RATE if settings.pretrained else RATE_FROM_SCRATCH
         optimizer = create_optimizer_v2(self.net, 'adamw', lr=rate, weight_decay=WEIGHT_DECAY, layer_decay=decay)
-        photographs = sha256(self.run.out / 'split.csv')
+        photographs = sha256(self.run.out / SPLIT)
         state = self.run.state or dict(log=[], updates=0, seconds=0., photographs=photographs)
         if state['photographs'] != photographs:
             raise ValueError(f'{self.run.out}: its run was begun with other photographs than {settings.data} has now; name another folder')
@@ -591,7 +497,7 @@ class _Clock:
     before: float           # seconds that were spent before the run was stopped
 
     @classmethod
-    def of(cls, settings: Settings, album: _Album, batch: int, began: float, before: float) -> _Clock:
+    def of(cls, settings: Settings, album: Album, batch: int, began: float, before: float) -> _Clock:
         n = len(album.images)
         if settings.minutes is None:
             least, most = EPOCHS
@@ -637,7 +543,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, highest: float, progress: float)
 
 # The checkpoint -----------------------------------------------------------------------------------------------------------------------
 
-def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Preprocess, settings: Settings, base: Card | None,
+def _finish(out: Path, classifier: Classifier, album: Album, preprocess: Preprocess, settings: Settings, base: Card | None,
             data: str | Path, report: bool) -> None:
     """Measure, and write the checkpoint; card.json, which says that the run is whole, at last."""
     net = classifier.model
@@ -660,7 +566,7 @@ def _finish(out: Path, classifier: Classifier, album: _Album, preprocess: Prepro
         if is_installed():
             draw(out, result, album.evaluation, settings.model, out / LOG)
     with suppress(PermissionError):     # of Windows, for it is still in use
-        (out / '.photographs.npy').unlink(missing_ok=True)
+        (out / STORE).unlink(missing_ok=True)
     write_checkpoint(out, card, net.state_dict())
     (out / RUN).unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from igczoo.checkpoints.card import read_card
 from igczoo.checkpoints.publish import publish
 from igczoo.cli import main
 from igczoo.files import LOCK, alone_in
+from igczoo.training import album
 from igczoo.training.finetune import finetune
 from igczoo.training.images import Squares, open_photographs, read_squares
 from igczoo.training.split import copies_between, spread, stratified_split
@@ -257,7 +258,7 @@ def test_a_run_does_not_go_on_with_other_photographs(photos, tmp_path, monkeypat
 
 
 def test_some_of_many_are_watched_and_choose_the_mixture(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'LEAST_WATCHED', 10)
+    monkeypatch.setattr(album, 'LEAST_WATCHED', 10)
     finetune(NAME, photos, tmp_path / 'mine', epochs=2, report=False)
     rows = read_csv(tmp_path / 'mine' / 'split.csv')
     assert sum(row['note'] == 'watched' for row in rows) == 6 and all(row['split'] == 'train' for row in rows if row['note'])
@@ -514,7 +515,7 @@ igczoo.finetune('{NAME}', {str(photos)!r}, {str(tmp_path / "mine")!r}, freeze=Tr
 
 def test_scores_are_scaled_to_what_the_watched_photographs_say(tmp_path, monkeypatch):
     """The kept classifier is a multiple of the fitted one, and a better judge of itself."""
-    monkeypatch.setattr(module, 'LEAST_WATCHED', 10)
+    monkeypatch.setattr(album, 'LEAST_WATCHED', 10)
     monkeypatch.setattr(module, 'LEAST_CALIBRATING', 10)
     photos = write_photographs(tmp_path / 'photos', 80, colours={'blue': (110, 110, 140), 'red': (140, 110, 110)})
     settings = dict(freeze=True, report=False)
