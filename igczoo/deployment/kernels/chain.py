@@ -50,17 +50,17 @@ def chain_operator(
     @torch.library.custom_op(f'igczoo::{name}', mutates_args=(), schema='(Tensor x, Tensor[] tensors, int[] numbers) -> Tensor')
     def operator(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
         units = unpack(unit_type, tensors, numbers)
-        shapes = shapes_of(x.shape, units)
+        shapes = _shapes(name, x.shape, units)
         given, x = x, x.to(tensors[0].dtype)        # autocast may have made it of another type
         if not takes(x, *tensors) or not _has_pixels(x):
             return reference(given, units)
         out = torch.empty(shapes[-1], dtype=x.dtype, memory_format=torch.channels_last)
-        run(out, _nhwc(x), units, [x.shape, *shapes[:-1]])
+        _run(kind, out, _nhwc(x), units, [x.shape, *shapes[:-1]])
         return out.to(given.dtype)
 
     @operator.register_fake
     def _(x, tensors, numbers):
-        shape = shapes_of(x.shape, unpack(unit_type, tensors, numbers))[-1]
+        shape = _shapes(name, x.shape, unpack(unit_type, tensors, numbers))[-1]
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
     _differentiate(operator, lambda x, tensors, numbers: reference(x, unpack(unit_type, tensors, numbers)))
@@ -68,32 +68,10 @@ def chain_operator(
     @register_flop_formula(getattr(torch.ops.igczoo, name), get_raw=True)
     def _(x, tensors, numbers, *args, out_val=None, **kwargs) -> int:
         units, shape, flops = unpack(unit_type, tensors, numbers), x.shape, 0
-        for unit, out_shape in zip(units, shapes_of(x.shape, units), strict=True):
+        for unit, out_shape in zip(units, _shapes(name, x.shape, units), strict=True):
             before, after = (N * H * W for N, _, H, W in (shape, out_shape))
             flops, shape = flops + 2 * unit.multiply_adds(before, after), out_shape
         return flops
-
-    def shapes_of(x_shape: Sequence[int], units: Sequence[Unit]) -> list[tuple[int, ...]]:
-        """The shape of each unit's output, once its arguments are known to fit: the kernel reads what they say without looking back."""
-        if not units:
-            raise ValueError(f'{name}: there is no unit; give at least one')
-        shapes, shape = [], tuple(x_shape)
-        for number, unit in enumerate(units, 1):
-            shapes.append(shape := _out_shape(f'{name}, unit {number}', shape, unit))
-        return shapes
-
-    def run(out: Tensor, x: Tensor, units: Sequence[Unit], shapes: Sequence[tuple[int, ...]]) -> None:
-        """Write the last unit's output to ``out``; maps are in channels_last memory, and ``shapes`` are those of the units' inputs."""
-        words, tensors = [], []             # these live until the call is over
-        for unit, (_, _, H, W) in zip(units, shapes, strict=True):
-            parts = [tensor.contiguous() for tensor in unit[:-NUMBERS]]
-            pointers, kernel_size = (part.data_ptr() for part in parts), unit.depthwise.shape[1]
-            words += [*pointers, *unit.sizes(), unit.residual, H, W, kernel_size, unit.stride, unit.dilation]
-            tensors += parts
-        if out.numel():
-            kernel, work = _kernels[x.dtype], ((ctypes.c_int64 * len(words))(*words), len(units), len(x), CHUNK_BYTES)
-            room = torch.empty(getattr(kernel, f'igc_{kind}_room')(*work), dtype=x.dtype)
-            getattr(kernel, f'igc_{name}')(out.data_ptr(), x.data_ptr(), room.data_ptr(), *work, torch.get_num_threads())
 
     def compute(x: Tensor, units: Sequence[Unit]) -> Tensor:
         """Units one after another, in one operator that takes a few images at a time through as many of them as the cache serves.
@@ -124,6 +102,30 @@ def unpack(unit_type: type[Unit], tensors: Sequence[Tensor], numbers: Sequence[i
     rest = iter(tensors)
     return [unit_type(*islice(rest, len(unit_type._fields) - NUMBERS), stride, dilation, bool(residual))
             for stride, dilation, residual in zip(*[iter(numbers)] * NUMBERS, strict=True)]
+
+
+def _run(kind: str, out: Tensor, x: Tensor, units: Sequence[Unit], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Write the last unit's output to ``out``; maps are in channels_last memory, and ``shapes`` are those of the units' inputs."""
+    words, tensors = [], []             # these live until the call is over
+    for unit, (_, _, H, W) in zip(units, shapes, strict=True):
+        parts = [tensor.contiguous() for tensor in unit[:-NUMBERS]]
+        pointers, kernel_size = (part.data_ptr() for part in parts), unit.depthwise.shape[1]
+        words += [*pointers, *unit.sizes(), unit.residual, H, W, kernel_size, unit.stride, unit.dilation]
+        tensors += parts
+    if out.numel():
+        kernel, work = _kernels[x.dtype], ((ctypes.c_int64 * len(words))(*words), len(units), len(x), CHUNK_BYTES)
+        room = torch.empty(getattr(kernel, f'igc_{kind}_room')(*work), dtype=x.dtype)
+        getattr(kernel, f'igc_{kind}_units')(out.data_ptr(), x.data_ptr(), room.data_ptr(), *work, torch.get_num_threads())
+
+
+def _shapes(name: str, x_shape: Sequence[int], units: Sequence[Unit]) -> list[tuple[int, ...]]:
+    """The shape of each unit's output, once its arguments are known to fit: the kernel reads what they say without looking back."""
+    if not units:
+        raise ValueError(f'{name}: there is no unit; give at least one')
+    shapes, shape = [], tuple(x_shape)
+    for number, unit in enumerate(units, 1):
+        shapes.append(shape := _out_shape(f'{name}, unit {number}', shape, unit))
+    return shapes
 
 
 def _out_shape(name: str, x_shape: tuple[int, ...], unit: Unit) -> tuple[int, ...]:
