@@ -68,7 +68,7 @@ def table(found: list[Result]) -> str:
     return markdown_table([{
         'net': f'{NETS[net]} (`{net}`)', 'parameters': f'{params:,}', 'multiply-adds': f'{macs / 1e6:.1f} M',
         'top-1, %: mean': f'{statistics.mean(top1):.2f}', 'of each seed': ', '.join(f'{value:.2f}' for value in top1),
-        'seconds an epoch': f'{seconds:.0f}',
+        'seconds, quickest epoch': f'{seconds:.0f}',
     } for net, params, macs, top1, seconds in found])
 
 

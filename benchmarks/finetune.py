@@ -18,7 +18,7 @@ STARTS = {
     'igcnet18.tinyimagenet': ['igcnet18'],
     'igcnet18.tinyimagenet, classifier only': ['igcnet18', '--freeze'],
     'igcnet18, random weights': ['igcnet18', '--scratch'],
-    'timm resnet18, random weights': ['timm:resnet18', '--scratch', '--size', '160'],
+    'timm resnet18 at 160 pixels, random weights': ['timm:resnet18', '--scratch', '--size', '160'],
 }
 
 

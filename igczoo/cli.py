@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('-k', type=_positive, default=5, help='how many labels an image (default: %(default)s)')
     add_batch_size(sub, 32)
     sub.add_argument('--workers', type=_positive, help='processes that classify, which share the CPUs (default: one per CPU)')
+    sub.add_argument('--retry', action='store_true', help='classify the images again that stand beside errors of a call before')
     sub.add_argument('--part-size', type=_positive, default=1000, help='images per file of results (default: %(default)s)')
     add_deploy(sub)
     add_json(sub)
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
                           f'(default: {DEFAULT_MODEL})')
     sub.add_argument('--examples', metavar='FOLDER', help='photographs to click on')
     sub.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s: this machine only)')
-    sub.add_argument('--port', type=_positive, help='(default: the first free one from 7860 on)')
+    sub.add_argument('--port', type=_port, help='(default: the first free one from 7860 on)')
     sub.add_argument('--space', metavar='FOLDER', help='serve nothing; write what a Space of the hub needs into a new folder')
 
     sub = command('verify', _verify, 'Read the weights of a checkpoint on this machine again, and compare their digests with the card.',
@@ -249,6 +250,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if _positive(text) > 65535:
+        raise argparse.ArgumentTypeError(f'{text!r} is no port; there are 1 to 65535')
+    return int(text)
+
+
 def _count(text: str) -> int:
     return 0 if text == '0' else _positive(text)
 
@@ -312,7 +319,7 @@ def _classify(arguments: argparse.Namespace) -> int:
     from .inference.photograph import ImageError, find_images
     if [bool(arguments.json), arguments.csv == '-', arguments.jsonl == '-'].count(True) > 1:
         arguments.wrong('only one of --json, --csv - and --jsonl - can go to standard output')
-    if arguments.csv and arguments.csv == arguments.jsonl:
+    if arguments.csv and arguments.jsonl and os.path.realpath(arguments.csv) == os.path.realpath(arguments.jsonl):
         arguments.wrong('--csv and --jsonl name the same file')
     images = [str(file) for image in arguments.images for file in (find_images(image) if os.path.isdir(image) else [image])]
     classifier = _labeller(arguments, len(images))
@@ -383,18 +390,22 @@ def _demo(arguments: argparse.Namespace) -> None:
         print(file)
 
 
-def _batch(arguments: argparse.Namespace) -> None:
+def _batch(arguments: argparse.Namespace) -> int:
     from .inference.batch import classify_all
     done = classify_all(arguments.model, arguments.data, arguments.out, arguments.k, arguments.batch_size, arguments.workers,
-                        arguments.deploy, arguments.part_size)
+                        arguments.deploy, arguments.part_size, arguments.retry)
+    status = 1 if done.errors == done.images else 0     # not one was opened
     if arguments.json:
-        return _print_json(asdict(done))
+        _print_json(asdict(done))
+        return status
     found = f'{done.out}: {done.images:,} images, {done.errors:,} of them errors'
     if not done.classified:
-        return print(f'{found}; all had been done before')
+        print(f'{found}; all had been done before')
+        return status
     before = f', {done.images - done.classified:,} done before' if done.images > done.classified else ''
     print(f'{found}{before}; {done.images_per_second:,.1f} images/s, workers: {done.workers}, CPUs of each: {done.cpus}, machines: '
           f'{done.machines}')
+    return status
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -524,8 +535,11 @@ def _bench(arguments: argparse.Namespace) -> None:
     is_architecture = '.' not in name and timm.is_model(name)       # a folder may be called so too
     if not is_architecture and (card := folder_card(name)):
         name, size = card.model, size or card.preprocess.input_size[-1]
-    timings = bench([name], size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device,
-                    arguments.compile, rounds=arguments.rounds)
+    try:
+        timings = bench([name], size, arguments.batch_size, [getattr(torch, arguments.dtype)], arguments.device, arguments.compile,
+                        rounds=arguments.rounds)
+    except AssertionError as error:     # of timm's nets that take images of one size only
+        raise ValueError(f'{name}: {error}') from None
     if arguments.json:
         forms = [asdict(timing) | dict(images_per_second=timing.images_per_second, ratio=ratio(timing, timings)) for timing in timings]
         return _print_json(dict(host=host(arguments.device), timings=forms))

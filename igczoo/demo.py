@@ -15,6 +15,7 @@ from . import __version__
 from .checkpoints.folder import CARD, CONFIG, WEIGHTS, resolve
 from .inference.classifier import Classifier, load
 from .inference.photograph import ImageError, find_images
+from .inference.prediction import Prediction
 
 if TYPE_CHECKING:
     import gradio
@@ -23,12 +24,12 @@ __all__ = ['build_page', 'serve', 'write_space']
 
 UPLOAD = '64mb'     # a file may have; `photograph.open_image` bounds its pixels
 LABELS = 5          # shown
+KEPT = 3600         # seconds that uploads and pictures stay on the disk, about
 PHOTOGRAPHS = 'photographs'     # folder of the examples in a Space
 SPACE_README = '''---
 title: {title}
 sdk: gradio
 app_file: app.py
-license: apache-2.0
 ---
 Say what a photograph shows, by Interleaved Group Convolution networks. Written by `igczoo demo --space`.
 '''
@@ -61,6 +62,8 @@ def build_page(models: Sequence[str], examples: Sequence[str | os.PathLike] = ()
         if photograph is None:
             return None, None, ''
         try:
+            if not Path(photograph).is_file():      # a folder would be many photographs
+                raise ImageError(f'{photograph}: is no file')
             classifier = classifier_of(name)
             began = perf_counter()
             found = classifier.classify(photograph, k=LABELS)
@@ -68,9 +71,9 @@ def build_page(models: Sequence[str], examples: Sequence[str | os.PathLike] = ()
             heat = classifier.explain(photograph).picture()
         except (ImageError, ValueError, RuntimeError, OSError) as error:
             raise gradio.Error(str(error).replace(photograph, Path(photograph).name), duration=None) from None
-        return {one.label: one.score for one in found}, heat, f'{1000 * seconds:.0f} ms from the file to its labels, {_form(classifier)}'
+        return _distinct(found), heat, f'{1000 * seconds:.0f} ms from the file to its labels, {_form(classifier)}'
 
-    with gradio.Blocks(title='igczoo', analytics_enabled=False) as page:
+    with gradio.Blocks(title='igczoo', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gradio.Markdown(f'# igczoo {__version__}\nWhat does it show? By Interleaved Group Convolution networks.')
         with gradio.Row():
             with gradio.Column():
@@ -152,6 +155,14 @@ def write_space(folder: str | os.PathLike, models: Sequence[str], examples: str 
         (beside / 'README.md').write_text(SPACE_README.format(title=json.dumps(folder.resolve().name)), encoding='utf-8')
         os.replace(beside, folder)
     return sorted(file for file in folder.rglob('*') if file.is_file())
+
+
+def _distinct(found: Sequence[Prediction]) -> dict[str, float]:
+    """Scores by label; of two classes of one name, as ImageNet's cranes, the second with its number."""
+    scores: dict[str, float] = {}
+    for one in found:
+        scores[f'{one.label} ({one.index})' if one.label in scores else one.label] = one.score
+    return scores
 
 
 def _gradio():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,8 +65,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def cache_folder(kind: str) -> Path:
     """Where files of a kind are kept that this package makes on a machine; it need not be there yet."""
-    home = os.path.expanduser('~')
-    kept = os.environ.get('XDG_CACHE_HOME') or os.path.join(home if os.path.isabs(home) else tempfile.gettempdir(), '.cache')
+    home = os.path.expanduser('~')      # where it is unknown, no folder: in the current one, or one that all share, others could put files
+    kept = os.environ.get('XDG_CACHE_HOME') or os.path.join(home if os.path.isabs(home) else os.devnull, '.cache')
     return Path(kept, 'igczoo', kind)
 
 

@@ -450,6 +450,7 @@ def test_classify_writes_tables_and_pictures(capsys, tmp_path):
 
 @pytest.mark.parametrize('arguments', [
     [], ['nonesuch'], ['classify'], ['classify', 'x.jpg', '--json', '--csv', '-'], ['classify', 'x.jpg', '--csv', 'x', '--jsonl', 'x'],
+    ['classify', 'x.jpg', '--csv', 'x', '--jsonl', './x'], ['demo', '--port', '70000'],
     ['classify', 'x.jpg', '-k', '0'], ['classify', 'x.jpg', '--workers', '-1'],
     ['verify'], ['evaluate', 'x'], ['export', 'x'],
     ['evaluate', '--data', 'x'], ['bench'], ['bench', 'x', '--model', 'x'], ['finetune', 'x', '--data', 'x'],

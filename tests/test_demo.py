@@ -15,7 +15,8 @@ import pytest
 
 from igczoo.checkpoints.card import weights_folder
 from igczoo.cli import main
-from igczoo.demo import write_space
+from igczoo.demo import _distinct, write_space
+from igczoo.inference.prediction import Prediction
 
 pytestmark = pytest.mark.demo
 
@@ -140,6 +141,11 @@ def test_a_space_keeps_photographs_of_one_name_and_folders_without_a_card(tmp_pa
     assert {file.name for file in files if file.parent.name == 'mine'} == {'config.json', 'model.safetensors'}
     assert "'./mine'" in (tmp_path / 'a "space"' / 'app.py').read_text()
     assert 'title: "a \\"space\\""\n' in (tmp_path / 'a "space"' / 'README.md').read_text()
+
+
+def test_classes_of_one_name_are_kept_apart():
+    found = [Prediction('crane', .7, 134), Prediction('crane', .1, 517), Prediction('egret', .05, 132)]
+    assert _distinct(found) == {'crane': .7, 'crane (517)': .1, 'egret': .05}
 
 
 def test_what_is_refused(tmp_path, capsys, monkeypatch):

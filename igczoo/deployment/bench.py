@@ -157,6 +157,7 @@ def candidates(name: str, x: Tensor, compile: bool = False, onnx: bool = True, i
 
 
 def _compiled(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 1000    # all nets share one `forward`
     return torch.compile(net, dynamic=False, options={'freezing': True})
 
 

@@ -382,6 +382,8 @@ def _scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _check(model: nn.Module) -> None:
     modules = dict(model.named_modules())
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f'deploy: {type(model).__name__} is on the meta device, where it has no weights; load them first')
     if not any(isinstance(module, FUSING) for module in modules.values()):
         raise ValueError(f'deploy: {type(model).__name__} has no IGC stages, or has been deployed before; give a model of this package')
     for name, module in modules.items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..nets.layers import interleave
 from . import kernels
+from .kernel_layer import KernelLayer
 from .planes import PlaneConv2d, constant
 
 __all__ = ['FORMS', 'Folded', 'Fused', 'forms_of', 'is_planar']
@@ -58,7 +59,7 @@ class Planar(nn.Module):
         return self.secondary(self.primary(x))
 
 
-class Fused(nn.Module):
+class Fused(KernelLayer):
     """Both convolutions in one kernel on a CPU in float32 and bfloat16, elsewhere as `Planar`. In planar order."""
 
     def __init__(self, layer: Folded):

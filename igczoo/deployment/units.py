@@ -12,6 +12,7 @@ from ..nets.igcv3 import FoldedInvertedUnit, InvertedUnit
 from ..nets.layers import fold_batch_norm
 from ..nets.structure import has_own_hooks
 from . import kernels
+from .kernel_layer import KernelLayer
 from .kernels import inverted, sparse
 from .planes import constant
 
@@ -21,7 +22,7 @@ __all__ = ['UNITS', 'UNIT_FORMS', 'DeployedUnits', 'FusedInvertedUnit', 'FusedSp
 UNITS = InvertedUnit, SparseUnit
 
 
-class FusedInvertedUnit(nn.Module):
+class FusedInvertedUnit(KernelLayer):
     """The whole unit in one kernel on a CPU in float32 and bfloat16, elsewhere by torch's own operations; no weights of zeros.
 
     Between the convolutions, channels are in the order of the kernel, `[p][g][c]`: by the projection's group they go to, then by the
@@ -65,7 +66,7 @@ class FusedInvertedUnit(nn.Module):
         return self.run(x, [self])
 
 
-class FusedSparseUnit(nn.Module):
+class FusedSparseUnit(KernelLayer):
     """All convolutions of a `SparseUnit` in one kernel on a CPU in float32 and bfloat16, elsewhere by torch's own operations."""
 
     def __init__(self, unit: SparseUnit):

@@ -57,7 +57,7 @@ class Summary:
 
 def classify_all(
         name: str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike, k: int = 5, batch_size: int = 32,
-        workers: int | None = None, deploy: bool | None = None, part_size: int = PART_SIZE,
+        workers: int | None = None, deploy: bool | None = None, part_size: int = PART_SIZE, retry: bool = False,
 ) -> Summary:
     """Classify very many images by Ray Data, or go on where a call before was stopped.
 
@@ -74,6 +74,7 @@ def classify_all(
         workers: processes that classify, each with an equal share of the CPUs; None for one a CPU.
         deploy: as `classifier.deployed_as_asked`.
         part_size: images a part. A worker is given one at a time, and what is lost with a worker or a stopped call are those begun.
+        retry: do parts again in which a call before could not open an image, as where a server or a disk was not there.
 
     Raises:
         ImageError: there is no image in ``data``.
@@ -91,7 +92,7 @@ def classify_all(
     parts = plan_parts(data, part_size, f'{notes["weights"]} {k}')
     folder = Path(out).expanduser()
     with alone_in(folder):
-        done = _done(folder, parts, notes)
+        done = {name: found for name, found in _done(folder, parts, notes).items() if not (retry and found['errors'])}
         left = [part for part in parts if part.name not in done]
         found = list(done.values())
         share, classified = (0, 0, 0), sum(map(len, left))

@@ -1,6 +1,7 @@
 """Where the net looked: Grad-CAM over a photograph, by captum."""
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def explain(classifier: Classifier, image: Any, label: str | int | None = None) 
         from captum.attr import LayerGradCam
     except ImportError:
         raise ValueError("an explanation needs captum; install it by pip install 'igczoo[explain]'") from None
-    model, photograph = classifier.model.eval(), open_image(image)
+    model = copy.deepcopy(classifier.model).eval()      # it gets hooks, which other threads must not run into
+    photograph = open_image(image)
     x = classifier.preprocess(photograph)[None].to(next(model.parameters()))
     layer, channels = _last_map(model)
     maps: list[Tensor] = []

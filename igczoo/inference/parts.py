@@ -11,6 +11,8 @@ import io
 import itertools
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ FILE_COLUMNS = 'file', 'image', 'path', 'filename', 'filepath'     # what a CSV 
 PLACE_COLUMNS = *FILE_COLUMNS, 'url'
 NOTES = b'igczoo'       # the key in the metadata of a part, under which its JSON says what it is of
 ROWS_AT_A_TIME = 64     # of a Parquet file in memory
+LARGE = 20              # parts in a row group, from which on it is said that reading it takes long
 BUFFER = 1 << 20        # bytes; without one, pyarrow reads whole row groups
 
 
@@ -94,7 +97,12 @@ def plan_parts(data: str | os.PathLike, size: int, run: str) -> list[Part]:
     if files:
         if path.is_dir() and _has_photographs(path):
             raise ValueError(f'{image_name(data)}: holds both Parquet files and photographs; give a folder of one kind')
-        cut = _cut_rows((rows for file in files for rows in _row_groups(file)), size)
+        groups = [rows for file in files for rows in _row_groups(file)]
+        largest = max(groups, key=lambda rows: rows.stop - rows.start, default=None)
+        if largest and (rows := largest.stop - largest.start) > LARGE * size:
+            print(f'{image_name(largest.path)}: has {rows:,} rows in a row group, which each part reads from its start on, and that takes '
+                  f'long; write the file anew by row groups of {size:,}, or take larger parts', file=sys.stderr)
+        cut = _cut_rows(groups, size)
     else:
         if not path.is_dir():
             folder = path.parent.absolute()
@@ -178,8 +186,10 @@ def _column(path: Path, text: str) -> list[str]:
             if short:
                 raise ValueError(f'row {short} has no {name}')
             return [row[column] for row in rows[1:]]
-    if any(len(row) > 1 for row in rows):
-        raise ValueError(f'its head line is {",".join(rows[0])!r}; it must name a column {" or ".join(PLACE_COLUMNS)}')
+    others = re.split('[;\t]', ','.join(head))     # between columns, as some programs write them
+    if any(len(row) > 1 for row in rows) or (len(others) > 1 and not set(others).isdisjoint(PLACE_COLUMNS)):
+        raise ValueError(f'its head line is {",".join(rows[0])!r}; it must have commas between columns, and name a column '
+                         f'{" or ".join(PLACE_COLUMNS)}')
     return [row[0] for row in rows]
 
 
@@ -305,4 +315,4 @@ def read_notes(file: Path) -> dict[str, Any]:
         return json.loads(pyarrow.parquet.read_schema(file).metadata[NOTES])
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         found = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        raise ValueError(f'{file}: is no part of a batch ({found}); remove it, or give another folder') from None
+        raise ValueError(f'{file}: is no part of a batch ({found}); give another folder') from None

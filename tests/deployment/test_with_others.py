@@ -1,5 +1,9 @@
 """A deployed net under torch's transforms and counters, with hooks, and made of nets as others' tools leave them."""
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -149,6 +153,38 @@ def test_normalisation_of_other_kinds(net, tool):
     assert 'BatchNorm2d' not in kinds and {'SyncBatchNorm', 'FrozenBatchNorm2d'} & kinds
     for fast in (igczoo.deploy(other.eval()), reparameterize_model(other)):
         torch.testing.assert_close(fast(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('name', ['igc_resnet20_l24m2', 'igcv2_14_c64', 'igcv3_025_cifar'])
+def test_memory_formats_and_types(compiled, name):
+    net = timm.create_model(name).eval()
+    randomise(net)
+    x = images(2, 32)
+    for fast in (igczoo.deploy(net), reparameterize_model(copy.deepcopy(net))):
+        expected = fast(x)
+        assert torch.equal(fast.to(memory_format=torch.channels_last)(x), expected)
+        assert torch.equal(fast.double().float()(x), expected)
+
+
+def test_a_pickled_net_has_the_kernel_in_another_process(compiled, tmp_path):
+    net = timm.create_model('igc_resnet20_l24m2').eval()
+    torch.save(igczoo.deploy(net), tmp_path / 'fast.pt')
+    code = '''
+import sys, torch
+fast = torch.load(sys.argv[1], weights_only=False)
+from igczoo.deployment import kernels
+print(kernels.takes(torch.zeros(1)), kernels.takes(torch.zeros(1).bfloat16()))
+'''
+    environment = os.environ | dict(PYTHONPATH=str(Path(igczoo.__file__).parents[1]))
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'fast.pt')], env=environment, capture_output=True, text=True)
+    assert done.stdout == 'True False\n', done.stderr
+
+
+def test_a_net_without_weights_is_refused():
+    with torch.device('meta'):
+        net = timm.create_model('igc_resnet20_l24m2').eval()
+    with pytest.raises(ValueError, match='is on the meta device, where it has no weights; load them first'):
+        igczoo.deploy(net)
 
 
 @pytest.mark.parametrize('name', ['igcv2_20_c64', 'igcv2_025', 'igcv3_050'])

@@ -93,7 +93,7 @@ def test_a_stopped_call_goes_on(two_cpus, tmp_path, monkeypatch):
 class Server(http.server.ThreadingHTTPServer):
     """Serves photographs, and calls ``on_request`` with each path, and the port that asks for it, before it answers."""
 
-    def __init__(self, on_request):
+    def __init__(self, on_request, port: int = 0):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 on_request(self.path, self.client_address[1])
@@ -106,7 +106,7 @@ class Server(http.server.ThreadingHTTPServer):
             def log_message(self, *args):
                 pass
 
-        super().__init__(('127.0.0.1', 0), Handler)
+        super().__init__(('127.0.0.1', port), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address):        # who asked is dead
@@ -189,6 +189,25 @@ def test_results_of_something_else_are_refused(two_cpus, tmp_path, capsys):
     (out / 'mine.txt').write_text('')
     assert 'mine.txt' in refused(*mine, '-k', '2')
     assert sorted(path.name[:5] for path in out.iterdir()) == ['mine.', 'part-']
+
+
+def test_what_could_not_be_opened_is_tried_again_where_that_is_asked_for(two_cpus, tmp_path, capsys):
+    """Of a server that is not there at first."""
+    server = Server(lambda path, port: None)
+    addresses = server.write_list(tmp_path / 'list.txt', 4)
+    port = server.server_address[1]
+    server.shutdown()
+    server.server_close()
+    command = ['batch', str(tmp_path / 'list.txt'), '-o', str(tmp_path / 'out'), '--model', MODEL, '--part-size', '2', '--workers', '1']
+    assert main(command) == 1       # not one was opened
+    assert all(row['error'] for row in rows_in(tmp_path / 'out'))
+    capsys.readouterr()
+    assert main(command) == 1 and 'all had been done before' in capsys.readouterr().out
+    server = Server(lambda path, port: None, port)
+    assert main([*command, '--retry']) == 0
+    server.shutdown()
+    server.server_close()
+    assert [row['path'] for row in rows_in(tmp_path / 'out')] == addresses and not any(row['error'] for row in rows_in(tmp_path / 'out'))
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [

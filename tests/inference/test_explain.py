@@ -1,5 +1,6 @@
 """The heat map is Grad-CAM's, lies over the right part of the photograph, and is written as a picture."""
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_a_net_without_such_maps_is_refused(name):
     classifier = Classifier(net, create_transform(**resolve_model_data_config(net), is_training=False), ['cat', 'dog'])
     with pytest.raises(ValueError, match=r'explain: the last map of \w+ is \(1, .*\), where \(1, \d+, H, W\) is needed; name a convol'):
         classifier.explain(CAR)
+
+
+def test_threads_explain_side_by_side(classifier):
+    alone = classifier.explain(CAR)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda turn: classifier.explain(CAR) if turn % 2 else classifier.classify(CAR, k=1), range(12)))
+    for one in found[1::2]:
+        torch.testing.assert_close(one.heat, alone.heat, rtol=0, atol=1e-4)
 
 
 def test_a_named_label_and_its_number(classifier):

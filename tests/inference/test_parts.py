@@ -164,13 +164,25 @@ def test_no_images(tmp_path, make, said):
     assert '\n' not in str(caught.value)
 
 
+def test_large_row_groups_are_told(tmp_path, capsys):
+    write_rows(tmp_path / 'a.parquet', [photograph(0)] * 21)
+    pq.write_table(pq.read_table(tmp_path / 'a.parquet'), tmp_path / 'a.parquet', row_group_size=21)
+    plan_parts(tmp_path / 'a.parquet', 2, '')
+    assert not capsys.readouterr().err
+    plan_parts(tmp_path / 'a.parquet', 1, '')
+    assert 'a.parquet: has 21 rows in a row group' in capsys.readouterr().err
+
+
 def test_wrong_tables(tmp_path):
     (tmp_path / 'two.csv').write_text('a,b\nc,d\n')
+    (tmp_path / 'semicolons.csv').write_text('id;file\n1;a.png\n')
+    (tmp_path / 'tabs.csv').write_text('url\tid\na.png\t1\n')
     (tmp_path / 'gap.csv').write_text('file,label\na.png,x\n,y\n')
     pq.write_table(pa.table(dict(text=['a'])), tmp_path / 'text.parquet')
     (tmp_path / 'none.parquet').write_bytes(b'PAR1')
     write_rows(tmp_path / 'empty.parquet', [])
-    for name, said in (('two.csv', 'must name a column file'), ('gap.csv', 'row 3 has no file'), ('text.parquet', 'column image'),
+    for name, said in (('two.csv', 'and name a column file'), ('semicolons.csv', 'commas between columns'),
+                       ('tabs.csv', 'commas between columns'), ('gap.csv', 'row 3 has no file'), ('text.parquet', 'column image'),
                        ('none.parquet', 'column image'), ('', 'no folder')):
         with pytest.raises(ValueError, match=said):
             plan_parts(name and tmp_path / name, 10, '')
