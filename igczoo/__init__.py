@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module, reload
 from importlib.abc import Loader, MetaPathFinder
+from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ HOMES = {
 }
 
 
+_importing = RLock()        # of two threads, one would find timm half imported
+
+
 def __getattr__(name: str):
     if name not in HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'.{HOMES[name]}', __name__), name)
+    with _importing:
+        return getattr(import_module(f'.{HOMES[name]}', __name__), name)
 
 
 def __dir__() -> list[str]:

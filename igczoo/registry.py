@@ -26,8 +26,8 @@ def _card_cfg(card: Card) -> dict[str, Any]:
 
 
 def _default_cfgs() -> dict[str, dict[str, Any]]:
-    trained = {card.name + '*' * card.default: _card_cfg(card) for card in cards().values()}
-    models = {card.model for card in cards().values()}
+    ours = [card for card in cards().values() if card.model in VARIANTS]
+    trained, models = {card.name + '*' * card.default: _card_cfg(card) for card in ours}, {card.model for card in ours}
     return trained | {f'{variant}.untrained': timm_cfg(variant) for variant in VARIANTS if variant not in models}
 
 

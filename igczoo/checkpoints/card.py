@@ -129,8 +129,8 @@ def weights_folder() -> Path:
 
 @cache
 def cards() -> dict[str, Card]:
-    """Every card of this installation by name, default checkpoints first."""
-    found = [read_card(path) for path in sorted(weights_folder().glob('*/card.json'))]
+    """Every card of this installation by name, default checkpoints first; of folders called as their checkpoints, for a user's are not."""
+    found = [card for path in sorted(weights_folder().glob('*.*/card.json')) if (card := read_card(path)).name == path.parent.name]
     return {card.name: card for card in sorted(found, key=lambda card: (not card.default, card.name))}
 
 
@@ -209,7 +209,7 @@ def _check(card: Card) -> None:
 def write_card(card: Card, path: str | os.PathLike) -> None:
     """Write a card.json that `read_card` gives back equal, without fields that keep their default."""
     with replacing(path) as beside:
-        beside.write_text(card_json(card), encoding='utf-8')
+        beside.write_text(card_json(card), encoding='utf-8', errors='backslashreplace')      # of names that are not UTF-8
 
 
 def card_json(card: Card) -> str:

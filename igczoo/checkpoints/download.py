@@ -66,7 +66,11 @@ class _Interrupted(Exception):
 
 
 class _Unanswered(_Interrupted):
-    """An attempt that nothing came of in time."""
+    """An attempt that nothing came of in time; the question stands, and may be answered while it is asked once more."""
+
+    def __init__(self, reason: str, question: _Question):
+        super().__init__(reason)
+        self.question = question
 
 
 def download(
@@ -116,17 +120,19 @@ def download(
 def _transfer(
         url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None, exact: bool) -> str:
     """Make attempts until the server has no more to give; what it called its type. Progress makes up for earlier failures."""
-    best, since, failures, unanswered = _size(path), time.monotonic(), 0, False
+    best, since, failures, unanswered, question = _size(path), time.monotonic(), 0, False, None
     while True:
         try:
-            return _attempt(url, path, size, headers, label, check, exact)
+            return _attempt(url, path, size, headers, label, check, exact, question)
         except _Interrupted as error:
             now = time.monotonic()
             if isinstance(error, _Unanswered):
                 if unanswered:
+                    error.question.over.set()
                     raise DownloadError(f'{url}: {error}, twice; check the network') from None
-                unanswered = True
+                unanswered, question = True, error.question
                 continue
+            question = None
             if _size(path) - best >= MIN_RATE * PATIENCE:
                 best, since, failures = _size(path), now - PATIENCE, 0     # its last byte may be that old
             pause = max(error.pause, PAUSES[min(failures, len(PAUSES) - 1)])
@@ -137,13 +143,14 @@ def _transfer(
 
 
 def _attempt(
-        url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None, exact: bool) -> str:
+        url: str, path: Path, size: int, headers: dict[str, str], label: str, check: Callable[[Message], None] | None, exact: bool,
+        question: _Question | None) -> str:
     have = _size(path)
     if have == size:    # whole, perhaps; the server still has to say what it is
         have -= 1
         os.truncate(path, have)
     asked = {'Range': f'bytes={have}-'} if 0 < have < size else {}
-    first, answer, where = _answer(url, {**headers, **asked, 'Accept-Encoding': 'identity'})
+    first, answer, where = (question or _Question(url)).answer({**headers, **asked, 'Accept-Encoding': 'identity'})
     with closing(answer):
         _check_status(url, where, answer, have, any(name.lower() == 'authorization' for name in headers))
         if check:
@@ -189,42 +196,52 @@ def _receive(answer: HTTPResponse, limit: int, file: BinaryIO, bar: tqdm) -> int
     return count
 
 
-def _answer(url: str, headers: dict[str, str]) -> tuple[Message, HTTPResponse, str]:
-    """The headers of the first answer, the answer behind all redirects, and which host gave it, in words.
+class _Question:
+    """A request that may be made twice, and is answered by whichever answer comes first."""
 
-    A thread asks, because neither the look-up of a name nor the sum of all steps has a time limit.
-    """
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-    too_late, trail = threading.Event(), [url]
+    def __init__(self, url: str):
+        self.url, self.answers, self.over = url, queue.SimpleQueue(), threading.Event()
 
-    def ask():
+    def answer(self, headers: dict[str, str]) -> tuple[Message, HTTPResponse, str]:
+        """The headers of the first answer, the answer behind all redirects, and which host gave it, in words.
+
+        A thread asks, because neither the look-up of a name nor the sum of all steps has a time limit.
+        """
+        latest, until = [self.url], time.monotonic() + ANSWER_PATIENCE
+        threading.Thread(target=self._ask, args=(headers, latest), daemon=True).start()
+        found, trail = None, []
+        while found is None or (isinstance(found, Exception) and trail is not latest):      # errors are of the latest request only
+            try:
+                found, trail = self.answers.get(timeout=max(0, until - time.monotonic()))
+            except queue.Empty:
+                raise _Unanswered(f'no answer{_where(latest)} within {ANSWER_PATIENCE:g} s', self) from None
+        self.over.set()
+        if not isinstance(found, Exception):
+            return *found, _where(trail)
+        if isinstance(found, DownloadError):
+            raise found
+        if isinstance(found, ValueError):
+            raise DownloadError(f'{self.url}: {found}') from None
+        if not isinstance(found, (OSError, HTTPException)):
+            raise found
+        reason = getattr(found, 'reason', found)
+        if isinstance(reason, TimeoutError):
+            raise _Unanswered(f'no answer{_where(trail)} within {ANSWER_PATIENCE:g} s', _Question(self.url))
+        if refused := re.match(r'Tunnel connection failed: (\d+)', str(reason)):
+            status = int(refused[1])
+            raise DownloadError(f'{self.url}: HTTP {status}{_where(trail)}, {MEANING[407] if status == 407 else "it refuses to connect"}')
+        raise _Interrupted(f'no HTTP answer{_where(trail)} ({_words(reason)})')
+
+    def _ask(self, headers: dict[str, str], trail: list[str]) -> None:
         try:
             found = _follow(trail, headers)
         except Exception as error:  # the thread that waits raises it
-            return answers.put(error)
-        answers.put(found)
-        if too_late.is_set():
-            found[1].close()
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        found = answers.get(timeout=ANSWER_PATIENCE)
-        if isinstance(found, Exception):
-            raise found
-        return *found, _where(trail)
-    except queue.Empty:
-        too_late.set()
-        reason: object = TimeoutError()
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, 'reason', error)
-    except ValueError as error:
-        raise DownloadError(f'{url}: {error}') from None
-    if isinstance(reason, TimeoutError):
-        raise _Unanswered(f'no answer{_where(trail)} within {ANSWER_PATIENCE:g} s')
-    if refused := re.match(r'Tunnel connection failed: (\d+)', str(reason)):
-        status = int(refused[1])
-        raise DownloadError(f'{url}: HTTP {status}{_where(trail)}, {MEANING[407] if status == 407 else "it refuses to connect"}')
-    raise _Interrupted(f'no HTTP answer{_where(trail)} ({_words(reason)})')
+            found = error
+        if self.over.is_set():
+            if not isinstance(found, Exception):
+                found[1].close()
+        else:
+            self.answers.put((found, trail))
 
 
 class _AsIs(urllib.request.HTTPErrorProcessor):
@@ -243,6 +260,10 @@ def _follow(trail: list[str], headers: dict[str, str]) -> tuple[Message, HTTPRes
         url = trail[-1]
         if urlsplit(url).scheme not in ('http', 'https'):
             raise DownloadError(f'{trail[0]}: {url!r} is no http or https address')
+        proxy = None if urllib.request.proxy_bypass(urlsplit(url)[1]) else _proxies().get(urlsplit(url).scheme)
+        if proxy and '://' in proxy and urlsplit(proxy).scheme not in ('http', 'https'):
+            raise DownloadError(f'{trail[0]}: the proxy {_host(proxy)} is of the kind {urlsplit(proxy).scheme}, which is not supported; '
+                                f'set HTTPS_PROXY to one of the kind http')
         answer = opener.open(urllib.request.Request(url, headers=headers), timeout=PATIENCE)
         first = first or answer.headers
         if answer.status not in (301, 302, 303, 307, 308):
@@ -267,7 +288,12 @@ def _where(trail: list[str]) -> str:
     scheme, host = urlsplit(trail[-1])[:2]
     proxy = None if urllib.request.proxy_bypass(host) else _proxies().get(scheme)
     redirected = '' if host == urlsplit(trail[0])[1] else f' from {host}'
-    return redirected + (f' through the proxy {urlsplit(proxy)[1].rpartition("@")[2] or proxy}' if proxy else '')
+    return redirected + (f' through the proxy {_host(proxy)}' if proxy else '')
+
+
+def _host(proxy: str) -> str:
+    """Of the address of a proxy, without name and password."""
+    return (urlsplit(proxy)[1] or proxy).rpartition('@')[2]
 
 
 def _check_status(url: str, where: str, answer: HTTPResponse, have: int, with_token: bool) -> None:

@@ -1,6 +1,7 @@
 """A folder that training leaves: a checkpoint like those of weights/, which igczoo, timm's local-dir: and transformers load."""
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import replace
@@ -34,7 +35,7 @@ def write_checkpoint(folder: str | os.PathLike, card: Card, weights: dict[str, T
     card = replace(card, size=(folder / WEIGHTS).stat().st_size, sha256=sha256(folder / WEIGHTS))
     for name, text in ((CONFIG, config_json(card)), (README, model_card(card))):
         with replacing(folder / name) as file:
-            file.write_text(text, encoding='utf-8')
+            file.write_text(text, encoding='utf-8', errors='backslashreplace')      # of names that are not UTF-8
     write_card(card, folder / CARD)
     return card
 
@@ -89,5 +90,10 @@ def folder_card(name: str | os.PathLike) -> Card | None:
 
 
 def tag_for(folder: str | os.PathLike) -> str:
-    """The folder's name as a card's tag: letters, digits, _ and - only."""
-    return re.sub(r'[^A-Za-z0-9_-]+', '_', Path(folder).resolve().name).lstrip('-') or 'mine'
+    """The folder's name as a card's tag, which may end a repository's name: letters, digits, _ and single - between them only.
+
+    Names in other letters, which would be one, get a few digits of their digest.
+    """
+    name = Path(folder).resolve().name
+    digest = '' if name.isascii() else f'_{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}'
+    return re.sub('-+', '-', re.sub(r'[^A-Za-z0-9_-]+', '_', name) + digest).strip('-') or 'mine'

@@ -48,7 +48,7 @@ def config_json(card: Card) -> str:
     if card.model in VARIANTS:
         pool, cfg = model.global_pool.pool_type, timm_cfg(card.model, **facts)
     else:
-        own = ('first_conv', 'classifier', 'pool_size')
+        own = ('first_conv', 'classifier', 'pool_size', 'fixed_input_size')
         pool, cfg = 'avg', {key: value for key, value in model.pretrained_cfg.items() if key in own} | facts
     config = dict(architecture=card.model, num_classes=card.num_classes, num_features=model.num_features, global_pool=pool,
                   label_names=labels, pretrained_cfg=dict(tag=card.tag) | cfg)

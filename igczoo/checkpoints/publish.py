@@ -100,7 +100,7 @@ def _contents(card: Card, folder: Path) -> dict[str, bytes]:
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise PublishError(f'{folder / WEIGHTS} is not what its card says: {shorten(str(error), 400)}') from None
     texts = {'config.json': config_json(card), 'README.md': model_card(card), 'card.json': card_json(replace(card, revision=None))}
-    return {WEIGHTS: weights} | {name: text.encode() for name, text in texts.items()}
+    return {WEIGHTS: weights} | {name: text.encode(errors='backslashreplace') for name, text in texts.items()}
 
 
 def _check_weights(card: Card, weights: bytes) -> None:

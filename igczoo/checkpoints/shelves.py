@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,35 +61,42 @@ class _Shelf:
                 return path, bad
             if found is not None:
                 bad.append(f'{path} had sha256 {found}, not {expected}')
-                if drop and path.resolve().name != found:   # else it is another version, whole, that huggingface_hub keeps
+                if drop and not (path.is_symlink() and Path(os.readlink(path)).name == found):      # else it is another version, whole
                     self._remove(path)
         return None, bad
 
     @contextmanager
     def turn(self) -> Iterator[Path]:
         """Wait for the lock; gives the partial file. An error of the disk removes it, which gives the room back."""
-        for path in (self.lock, self.part):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock, mode=0o664)      # a second user of the cache may wait for it, as for huggingface_hub's own
         while not lock.is_locked:
-            seen = stamp(self.part)
+            seen = self._progress()
             try:
                 lock.acquire(timeout=LOCK_PATIENCE)
             except Timeout:
-                if stamp(self.part) == seen:
+                if self._progress() == seen:
                     raise DownloadError(f'another process holds {self.lock} and has not got on for {LOCK_PATIENCE:g} s; end it, or '
                                         f'give another cache_dir') from None
         try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
             yield self.part
         except OSError:
             self.part.unlink(missing_ok=True)
             raise
         finally:
+            with suppress(OSError):     # where nothing came: an empty repository is one that huggingface_hub complains of
+                self.part.parent.rmdir()
+                self.folder.rmdir()
             lock.release()
 
+    def _progress(self) -> list:
+        """What changes while a process fetches the file, which may be huggingface_hub, whose partial files have longer names."""
+        return [stamp(path) for path in sorted(self.part.parent.glob(f'{self.part.stem}*'))]
+
     def _remove(self, path: Path | None) -> None:
-        """Remove a bad copy; huggingface_hub's is a link, whose targets go too as far as they are in the cache."""
-        while path and self.root in path.parents:
+        """Remove a bad copy; huggingface_hub's is a link, whose targets go too as far as they are the repository's own."""
+        while path and self.folder in path.parents:
             target = Path(os.path.abspath(path.parent / os.readlink(path))) if path.is_symlink() else None
             path.unlink(missing_ok=True)
             path = target

@@ -163,7 +163,7 @@ class IGCNet(Net):
         self.stem = ConvNormAct(OrderedDict(
             conv=stem_conv, bn=norm_layer(stem_width, **dd), act=create_act_layer(act_layer, inplace=True)))
         self.pool = pool
-        self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act')]
+        self.feature_info = [dict(num_chs=stem_width, reduction=stem_reduction, module='stem.act', stage=0)]
 
         stages = []
         in_chs = stem_width
@@ -176,7 +176,7 @@ class IGCNet(Net):
                 shape = (width, width, partitions, 1, dilation) if b else (in_chs, width, partitions, stride, first_dilation)
                 blocks.append(ResidualBlock(*shape, dilation, drop_paths[b], **style) if shortcuts else PlainBlock(*shape, **style))
             stages.append(Stage(*blocks))
-            self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
+            self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}', stage=s + 1))
             in_chs = width
         self.stages = Stages(*stages)
         self.final = nn.Identity()

@@ -16,7 +16,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, g
 from torch import Tensor, nn
 
 from .layers import ConvNormAct, fold_batch_norm, interleave
-from .net import Net, Paper, Printed
+from .net import Net, Paper, Printed, last_of_each_reduction
 
 __all__ = ['IGCV2', 'PAPER', 'PRINTED', 'VARIANTS', 'Balance', 'SparseConv2d', 'balance', 'out_indices', 'timm_cfg']
 
@@ -256,7 +256,7 @@ class IGCV2(Net):
             conv=nn.Conv2d(in_chans, in_chs, 3, strides[0], 1, bias=False, **dd), bn=norm_layer(in_chs, **dd),
             act=create_act_layer(act_layer, inplace=True)))
         self.pool = nn.Identity()
-        self.feature_info = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act')]
+        features = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act', stage=0)]
         stages = []
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for s, (width, depth, drop_paths) in enumerate(zip(widths, depths, drop_path_rates, strict=True)):
@@ -268,8 +268,9 @@ class IGCV2(Net):
                 units.append(SparseUnit(*shape, shortcuts, drop_paths[b], **style))
                 in_chs = width
             stages.append(nn.Sequential(*units))
-            self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}'))
+            features.append(dict(num_chs=width, reduction=reduction, module=f'stages.{s}', stage=s + 1))
         self.stages = nn.Sequential(*stages)
+        self.feature_info = [features[stage] for stage in last_of_each_reduction(strides)]
         self.final = nn.Identity()
         self.num_features = in_chs
         self._create_head(global_pool, **dd)
@@ -316,5 +317,5 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
 
 
 def out_indices(variant: str) -> tuple[int, ...]:
-    """Which entries of `feature_info` are a backbone's feature maps: of each reduction the last."""
-    return tuple(s for s, next_stride in enumerate((*VARIANTS[variant]['strides'][1:], 2)) if next_stride > 1)
+    """Which entries of `feature_info` are a backbone's feature maps: all."""
+    return tuple(range(len(last_of_each_reduction(VARIANTS[variant]['strides']))))

@@ -12,7 +12,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, create_act_layer, g
 from torch import Tensor, nn
 
 from .layers import ConvNormAct, fold_batch_norm, interleave
-from .net import Net, Paper, Printed
+from .net import Net, Paper, Printed, last_of_each_reduction
 
 __all__ = ['IGCV3', 'PAPER', 'PRINTED', 'VARIANTS', 'out_indices', 'timm_cfg']
 
@@ -173,7 +173,7 @@ class IGCV3(Net):
             conv=nn.Conv2d(in_chans, in_chs, 3, strides[0], 1, bias=False, **dd), bn=norm_layer(in_chs, **dd),
             act=create_act_layer(act_layer, inplace=True)))
         self.pool = nn.Identity()
-        self.feature_info = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act')]
+        features = [dict(num_chs=in_chs, reduction=strides[0], module='stem.act', stage=0)]
         stages = []
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, [depth for _, _, depth in STAGES], stagewise=True)
         for s, ((expansion, channels, depth), drop_paths) in enumerate(zip(STAGES, drop_path_rates, strict=True)):
@@ -183,9 +183,10 @@ class IGCV3(Net):
                 unit = (out_chs, out_chs, expansion, 1, dilation) if b else (in_chs, out_chs, expansion, stride, first_dilation)
                 units.append(InvertedUnit(*unit, drop_paths[b], **style))
             stages.append(nn.Sequential(*units))
-            self.feature_info.append(dict(num_chs=out_chs, reduction=reduction, module=f'stages.{s}'))
+            features.append(dict(num_chs=out_chs, reduction=reduction, module=f'stages.{s}', stage=s + 1))
             in_chs = out_chs
         self.stages = nn.Sequential(*stages)
+        self.feature_info = [features[stage] for stage in last_of_each_reduction(strides)]
         self.num_features = FINAL_WIDTH if width <= 1 else _scaled(FINAL_WIDTH, width)
         self.final = ConvNormAct(OrderedDict(
             conv=nn.Conv2d(in_chs, self.num_features, 1, bias=False, **dd), bn=norm_layer(self.num_features, **dd),
@@ -219,6 +220,5 @@ def timm_cfg(variant: str, input_size: tuple[int, int, int] | None = None, **kwa
 
 
 def out_indices(variant: str) -> tuple[int, ...]:
-    """Which entries of `feature_info` are a backbone's feature maps: of each reduction the last."""
-    strides = VARIANTS[variant].get('strides', STRIDES)
-    return tuple(s for s, next_stride in enumerate((*strides[1:], 2)) if next_stride > 1)
+    """Which entries of `feature_info` are a backbone's feature maps: all."""
+    return tuple(range(len(last_of_each_reduction(VARIANTS[variant].get('strides', STRIDES)))))

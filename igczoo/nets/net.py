@@ -1,5 +1,5 @@
 """What every net here is: a stem, stages of blocks, global pooling and a linear classifier, with the methods timm expects of a model."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-__all__ = ['Net', 'Paper', 'Printed', 'checkpoint_filter_fn']
+__all__ = ['Net', 'Paper', 'Printed', 'checkpoint_filter_fn', 'last_of_each_reduction']
 
 CIFAR10_MEAN, CIFAR10_STD = (0.491400, 0.482157, 0.446529), (0.247031, 0.243486, 0.261588)      # train_model.py, divided by 255
 
@@ -51,7 +51,8 @@ class Net(nn.Module):
 
     Attributes:
         stem, pool, stages, final: what `forward_features` runs; ``pool`` and ``final`` are Identity where there is none.
-        feature_info: of the stem, then of each stage: channels, reduction and the module whose output it is.
+        feature_info: of maps that a backbone may give: channels, reduction, the module whose output it is, and its ``stage``: 0 the stem,
+            s + 1 stage s. Of nets whose stages do not all reduce, the last map of each reduction, as timm has them.
         num_features: channels of the last map.
     """
 
@@ -139,7 +140,7 @@ class Net(nn.Module):
 
         Args:
             x: (N, in_chans, H, W).
-            indices: of `feature_info`: 0 is the stem, s + 1 is stage s; an int takes the last that many, None takes all.
+            indices: of `feature_info`; an int takes the last that many, None takes all.
             norm: accepted for timm's sake; there is no norm after the last stage.
             stop_early: run no stage beyond the last chosen one.
             output_fmt: 'NCHW', the only one.
@@ -151,18 +152,19 @@ class Net(nn.Module):
         if output_fmt != 'NCHW':
             raise ValueError(f"forward_intermediates: output_fmt is {output_fmt!r}; it must be 'NCHW'")
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        taken, last = {self.feature_info[index]['stage'] for index in take_indices}, self.feature_info[max_index]['stage']
         intermediates = []
         x = self.stem(x)
-        if 0 in take_indices:
+        if 0 in taken:
             intermediates.append(x)
         x = self.pool(x)
-        for i, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
+        for i, stage in enumerate(self.stages[:last] if stop_early else self.stages, start=1):
             x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take_indices:
+            if i in taken:
                 intermediates.append(x)
         if intermediates_only:
             return intermediates
-        return (x if stop_early and max_index < len(self.stages) else self.final(x)), intermediates
+        return (x if stop_early and last < len(self.stages) else self.final(x)), intermediates
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
@@ -172,9 +174,10 @@ class Net(nn.Module):
         ``prune_norm`` is accepted for timm's sake. Where a stage goes, the classifier goes with it.
         """
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        cut = max_index < len(self.stages)
-        self.stages = self.stages[:max_index]
-        if max_index == 0:
+        last = self.feature_info[max_index]['stage']
+        cut = last < len(self.stages)
+        self.stages = self.stages[:last]
+        if last == 0:
             self.pool = nn.Identity()
         if cut:
             self.final = nn.Identity()
@@ -203,6 +206,11 @@ class Net(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def last_of_each_reduction(strides: Sequence[int]) -> list[int]:
+    """Of the stem, 0, and the stages, from 1, with these strides, those after which the next one reduces, or nothing comes."""
+    return [stage for stage, next_stride in enumerate((*strides[1:], 2)) if next_stride > 1]
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Refuse a checkpoint that is not this network's, also where timm does not look: with other num_classes, and for features_only.
 
@@ -210,7 +218,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         RuntimeError: a tensor other than the classifier's is missing, unknown or of another shape; the message lists both sides.
     """
     wanted, adaptable = model.state_dict(), ('head.weight', 'head.bias', 'stem.conv.weight')
-    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2]]
+    missing = [key for key in wanted if key not in state_dict and key not in adaptable[:2] and not key.endswith('.num_batches_tracked')]
     unknown = [key for key in state_dict if key not in wanted and key not in adaptable[:2]]
     misshapen = [f'{key} {tuple(state_dict[key].shape)} for {tuple(value.shape)}' for key, value in wanted.items()
                  if key in state_dict and key not in adaptable and state_dict[key].shape != value.shape]

@@ -101,6 +101,15 @@ def test_a_config_of_other_bytes_is_left_out(hub, tmp_path):
 
 # --- proxies ---
 
+@pytest.mark.parametrize(('proxy', 'said'), [
+    (dict(HTTP_PROXY='user:secret@127.0.0.1:9'), 'through the proxy 127.0.0.1:9'),
+    (dict(ALL_PROXY='socks5h://user:secret@127.0.0.1:9'), 'the proxy 127.0.0.1:9 is of the kind socks5h, which is not supported'),
+])
+def test_proxies_that_do_not_serve_are_named_without_their_password(hub, tmp_path, proxy, said):
+    found, = run(FETCH, environment(hub, tmp_path, NO_PROXY='', **proxy))
+    assert said in found and 'secret' not in found
+
+
 class Proxy(BaseHTTPRequestHandler):
     """Passes requests for http addresses on, or asks for a password."""
     refuses = False

@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -240,6 +241,56 @@ def test_any_partial_file_is_used_or_replaced(world, left):
     world.check()
     asked, = (request.headers.get('range') for request in world.hub.downloads)
     assert asked == (f'bytes={len(PAYLOAD) - 1}-' if left == PAYLOAD else None)     # of a whole one the last byte, to hear its commit
+
+
+def test_a_name_that_is_looked_up_slowly(world, monkeypatch):
+    """As where the first of two resolvers is dead: longer than an answer is waited for, with the redirect, and each time anew."""
+    monkeypatch.setattr(download, 'ANSWER_PATIENCE', .5)
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: (time.sleep(.35), look_up(*args, **kwargs))[1])
+    world.check()
+
+
+def test_nothing_is_left_of_a_repository_that_nothing_came_of(world):
+    world.check_fails('HTTP 404, the repository', namespace='nobody')
+    assert not list(world.cache.glob('models--*')) and not scan_cache_dir(world.cache).warnings
+
+
+def test_a_payload_that_repositories_share_stays(world, tmp_path):
+    """As huggingface_hub keeps what comes by Xet: the blob is a link into a folder of the whole cache."""
+    shared = world.cache / 'blobs' / 'ab' / ('c' * 64)
+    shared.parent.mkdir(parents=True)
+    shared.write_bytes(b'other bytes')
+    mine, fork = (world.cache / f'models--{name}' for name in (f'igczoo--{NAME}', f'somebody--{NAME}'))
+    for repo in (mine, fork):
+        blob, copy = repo / 'blobs' / ('d' * 64), repo / 'snapshots' / world.oid / 'model.safetensors'
+        for link, target in ((blob, shared), (copy, blob)):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(target, link.parent))
+    assert fetch(world.card).read_bytes() == PAYLOAD
+    assert (fork / 'snapshots' / world.oid / 'model.safetensors').read_bytes() == b'other bytes'
+
+
+def test_a_process_of_huggingface_hub_that_gets_on_is_waited_for(world, monkeypatch):
+    monkeypatch.setattr(shelves, 'LOCK_PATIENCE', .3)
+    partial = world.part.with_name(f'{world.card.sha256}.01234567.incomplete')
+    for path in (world.part, world.lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    held = threading.Event()
+
+    def hold():
+        with FileLock(world.lock):
+            held.set()
+            for size in range(1, 9):
+                partial.write_bytes(PAYLOAD[:size])
+                time.sleep(.15)
+            partial.unlink()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    world.check()
+    holder.join()
 
 
 def test_no_such_repository(world):

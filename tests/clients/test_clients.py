@@ -64,6 +64,16 @@ def test_segmentation_models_pytorch(net, architecture, options):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize('name', ['igcv2_025', 'igcv3_025'])
+def test_segmentation_by_the_later_generations(name):
+    import segmentation_models_pytorch as smp
+    x = torch.randn(2, 3, 64, 64)
+    model = smp.Unet(f'tu-{name}', encoder_weights=None, classes=3).eval()
+    assert [64 // found.shape[2] for found in model.encoder(x)] == [1, 2, 4, 8, 16, 32] and model(x).shape == (2, 3, 64, 64)
+    deeplab = smp.DeepLabV3Plus(f'tu-{name}', encoder_weights=None, encoder_output_stride=16, classes=3).eval()
+    assert deeplab(x).shape == (2, 3, 64, 64)
+
+
 def test_segmentation_with_the_pretrained_encoder():
     import segmentation_models_pytorch as smp
     encoder = smp.Unet('tu-igcnet18', encoder_weights='imagenet', classes=3).encoder.eval()

@@ -19,6 +19,7 @@ from igczoo import IGCNet, igc_resnet
 from igczoo.checkpoints.card import Card, Preprocess, cards
 from igczoo.nets import families
 from igczoo.nets.igcnet import VARIANTS
+from igczoo.nets.layers import ConvNormAct
 from igczoo.registry import default_cfgs
 
 # Of the authors' graphs, worked out apart from this code:
@@ -321,7 +322,8 @@ def test_unknown_arguments():
 
 def test_activations_and_norms_by_name():
     model = igc_resnet(8, 4, 2, act_layer='silu', norm_layer='layernorm2d')
-    assert {type(module) for module in model.modules() if 'norm' in type(module).__name__.lower()} == {LayerNorm2d}
+    norms = {type(module) for module in model.modules() if 'norm' in type(module).__name__.lower()}
+    assert norms == {LayerNorm2d, ConvNormAct}
     assert sum(isinstance(module, nn.SiLU) for module in model.modules()) == 7
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
     assert model(images(8)).shape == (2, 10)

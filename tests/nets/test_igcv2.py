@@ -148,11 +148,13 @@ def test_structure():
         net = timm.create_model(name, device='meta')
         units = [module for module in net.modules() if isinstance(module, SparseUnit)]
         assert len(units) == 13 and not any(unit.residual for unit in units)
-        assert [info['num_chs'] for info in net.feature_info] == [int(scale * c) for c in (32, 128, 256, 512, 1024, 2048)]
-        assert [info['reduction'] for info in net.feature_info] == [2, 2, 4, 8, 16, 32]
+        assert [info['num_chs'] for info in net.feature_info] == [int(scale * c) for c in (128, 256, 512, 1024, 2048)]
+        assert [info['reduction'] for info in net.feature_info] == [2, 4, 8, 16, 32]
         assert all(unit.conv.groups == min(8, unit.conv.spatial.in_channels // 8) for unit in units)
     features = timm.create_model('igcv2_100', features_only=True, device='meta')
     assert features.feature_info.channels() == [128, 256, 512, 1024, 2048] and features.feature_info.reduction() == [2, 4, 8, 16, 32]
+    some = timm.create_model('igcv2_025', features_only=True, out_indices=(1, 2, 3, 4), output_stride=16, device='meta')
+    assert some.feature_info.reduction() == [4, 8, 16, 16]
 
 
 @pytest.mark.parametrize('n', [4, 6])

@@ -26,9 +26,12 @@ def test_structure():
     net = timm.create_model('igcv3_100', device='meta')
     units = [module for module in net.modules() if isinstance(module, InvertedUnit)]
     assert len(units) == sum(depth for _, _, depth in STAGES) == 32 and sum(unit.residual for unit in units) == 25
-    assert [info['reduction'] for info in net.feature_info] == [2, 2, 4, 8, 16, 16, 32, 32]
+    assert [info['reduction'] for info in net.feature_info] == [2, 4, 8, 16, 32]
+    assert [info['stage'] for info in net.feature_info] == [1, 2, 3, 5, 7]
     features = timm.create_model('igcv3_100', features_only=True, device='meta')
     assert features.feature_info.channels() == [16, 24, 32, 96, 320] and features.feature_info.reduction() == [2, 4, 8, 16, 32]
+    some = timm.create_model('igcv3_025', features_only=True, out_indices=(1, 2, 3, 4)).eval()      # as others ask for those from 4 on
+    assert some.feature_info.reduction() == [4, 8, 16, 32] and [x.shape[2] for x in some(torch.zeros(1, 3, 64, 64))] == [16, 8, 4, 2]
     assert count_params(timm.create_model('igcv3_100_cifar', num_classes=100, device='meta')) == 2_338_788
     quarter, cifar = (timm.create_model(name, device='meta') for name in ('igcv3_025', 'igcv3_025_cifar'))
     assert count_params(cifar) == count_params(quarter) - 990 * 1281 and cifar.feature_info[-1]['reduction'] == 4

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...nets.families import build, timm_cfg
 from ..card import cards
-from ..folder import folder_to_make
+from ..folder import CONFIG, WEIGHTS, folder_to_make
 from . import igc, igcv3
 from .keys import to_state_dict
 from .mxnet import read_params
@@ -85,6 +85,7 @@ def convert_folder(path: str | os.PathLike, model_name: str, out: str | os.PathL
     with tempfile.TemporaryDirectory(dir=out.parent) as beside:
         whole = Path(beside) / 'whole'
         save_for_hf(model, whole, model_config={'label_names': ImageNetInfo().label_descriptions()}, safe_serialization=True)
+        (whole / WEIGHTS).chmod((whole / CONFIG).stat().st_mode)       # safetensors lets nobody else read it, whatever the umask says
         os.replace(whole, out)
     return out
 

@@ -57,8 +57,9 @@ def _places(model: Net) -> Iterable[dict[str, int]]:
     """Each block's place, as names count it: stages and blocks from 0 (s, b) and from 1 (stage, block), the two units of a block, and the
     sections that begin where the net strides after its first stage, with all their blocks from 1 (section, member)."""
     section = member = 0
+    before_strides = {info['stage'] for info in model.feature_info}
     for s, stage in enumerate(model.stages):
-        if s == 0 or model.feature_info[s + 1]['reduction'] > model.feature_info[s]['reduction']:
+        if s == 0 or s in before_strides:       # the stem is 0, and stage s - 1 is s
             section, member = section + 1, 0
         for b in range(len(stage)):
             member += 1
