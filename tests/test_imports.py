@@ -69,6 +69,21 @@ def test_what_is_asked_of_a_loader_is_answered_for_timm():
                'print("create_model" in loader.get_source("timm"), loader.is_package("timm"))') == 'True True\n'
 
 
+def test_threads_that_come_at_once():
+    code = '''
+import threading, igczoo
+found, start = [], threading.Barrier(4)
+def work(name):
+    start.wait()
+    found.append(getattr(igczoo, name))
+threads = [threading.Thread(target=work, args=(name,)) for name in ("load", "finetune", "convert_checkpoint", "IGCNet")]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(found))
+'''
+    assert run(code) == '4\n'
+
+
 def test_every_public_name_is_there():
     for name in igczoo.__all__:
         assert getattr(igczoo, name) is not None

@@ -93,6 +93,7 @@ def test_convert_by_command(tmp_path, capsys, model, std):
     write_params(tmp_path / 'x.params', synthetic_params(model), 'V2')
     assert main(['convert', str(tmp_path / 'x.params'), '--model', model, '-o', str(tmp_path / 'out')]) == 0
     assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
+    assert len({file.stat().st_mode for file in (tmp_path / 'out').iterdir()}) == 1
     net = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert net.pretrained_cfg['std'] == std and net.pretrained_cfg['label_names'][779] == 'school bus'
     assert main(['convert', str(tmp_path / 'x.params'), '--model', model, '-o', str(tmp_path / 'out')]) == 1

@@ -65,6 +65,16 @@ def installation(tmp_path, monkeypatch):
     cards.cache_clear()
 
 
+def test_folders_of_a_users_own_are_none_of_ours(installation):
+    folder = installation(SMALL) / 'weights'
+    for name in ('flowers', 'flowers.v2'):
+        (folder / name).mkdir()
+        write_card(dataclasses.replace(SMALL, model='resnet18', tag='flowers'), folder / name / 'card.json')
+    (folder / 'broken').mkdir()
+    (folder / 'broken' / 'card.json').write_text('{')
+    assert list(cards()) == [SMALL.name]
+
+
 # Reading and writing
 
 @pytest.mark.parametrize('card', [SMALL, FULL, ZIPPED, dataclasses.replace(SMALL, labels='imagenet-1k')],

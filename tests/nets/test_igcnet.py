@@ -702,6 +702,13 @@ def load(name: str = NAME, overlay: dict | None = None, **kwargs) -> nn.Module:
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **TINY | kwargs).eval()
 
 
+def test_a_checkpoint_without_counters_of_batches_is_taken():
+    """As torch takes it, and as old ones are."""
+    net = trained().eval()
+    state = {key: value for key, value in net.state_dict().items() if not key.endswith('.num_batches_tracked')}
+    assert torch.equal(load(overlay=dict(state_dict=state))(images()), net(images()))
+
+
 @pytest.mark.parametrize('adaptation', ADAPTATIONS)
 @pytest.mark.parametrize('defect', DEFECTS)
 def test_checkpoints_of_other_nets_are_refused(defect, adaptation):

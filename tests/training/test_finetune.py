@@ -192,10 +192,11 @@ def test_settings_of_something_else_are_left_alone(photos, tmp_path):
 def test_names_of_any_letters(tmp_path):
     """A line break in a file's name is drawn as a space, and dollars are no formula; a class whose name cannot be shown is refused."""
     colours = {'$1_$': (60, 60, 190), 'a | b': (70, 70, 180), '\u0645\u06cc\u200c\u06a9': (9, 9, 9)}
-    data = write_photographs(tmp_path / 'data', 6, colours=colours)
+    data = write_photographs(tmp_path / os.fsdecode(b'caf\xe9'), 6, colours=colours)
     (data / '$1_$' / '00.png').rename(data / '$1_$' / os.fsdecode(b'two\nlines \xe9.png'))
     finetune(NAME, data, tmp_path / 'mine', freeze=True)
     assert (tmp_path / 'mine' / 'confusion.png').exists()
+    assert read_card(tmp_path / 'mine' / 'card.json').title.endswith('caf\udce9')
     assert 'lines \\udce9.png' in (tmp_path / 'mine' / 'split.csv').read_text(encoding='utf-8')
     finetune(NAME, data, tmp_path / 'mine', freeze=True)
     (data / 'a | b').rename(data / 'a\nb')
@@ -216,6 +217,7 @@ def test_nets_of_timms_that_are_otherwise(photos, tmp_path):
         finetune('timm:test_vit3', photos, tmp_path / 'x', size=128, pretrained=False)
     finetune('timm:test_vit3', photos, tmp_path / 'mine', epochs=1, pretrained=False, report=False)
     assert read_card(tmp_path / 'mine' / 'card.json').preprocess.input_size == (3, 160, 160)
+    assert igczoo.load(tmp_path / 'mine').model.pretrained_cfg['fixed_input_size']
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(run, photos, tmp_path, monkeypatch):
