@@ -59,6 +59,7 @@ def registered() -> dict[str, str]:
         return dict(zip(IMPORTS, threads.map(lambda imports: run(f'{imports}\nprint({asked})'), IMPORTS), strict=True))
 
 
+@pytest.mark.timm_suite     # half a minute
 @pytest.mark.parametrize('imports', IMPORTS)
 def test_models_are_registered_however_timm_is_imported(registered, imports):
     assert registered[imports] == 'igczoo.registry 10\n'

@@ -16,6 +16,7 @@ from hub_server import HubServer
 from packaging.version import Version
 
 from igczoo.checkpoints.card import weights_folder
+from igczoo.checkpoints.download import _where
 
 NAME = 'igc_resnet20_l24m2.cifar10'
 REPO = f'igczoo/{NAME}'
@@ -101,13 +102,16 @@ def test_a_config_of_other_bytes_is_left_out(hub, tmp_path):
 
 # --- proxies ---
 
-@pytest.mark.parametrize(('proxy', 'said'), [
-    (dict(HTTP_PROXY='user:secret@127.0.0.1:9'), 'through the proxy 127.0.0.1:9'),
-    (dict(ALL_PROXY='socks5h://user:secret@127.0.0.1:9'), 'the proxy 127.0.0.1:9 is of the kind socks5h, which is not supported'),
-])
-def test_proxies_that_do_not_serve_are_named_without_their_password(hub, tmp_path, proxy, said):
-    found, = run(FETCH, environment(hub, tmp_path, NO_PROXY='', **proxy))
-    assert said in found and 'secret' not in found
+@pytest.mark.parametrize('proxy', ['user:secret@127.0.0.1:9', 'http://user:secret@127.0.0.1:9', '127.0.0.1:9'])
+def test_a_proxy_is_named_without_its_password(monkeypatch, proxy):
+    monkeypatch.setenv('NO_PROXY', '')
+    monkeypatch.setattr('urllib.request.getproxies', lambda: {'https': proxy})
+    assert _where(['https://hub.example/x']) == ' through the proxy 127.0.0.1:9'
+
+
+def test_a_proxy_of_another_kind_is_named(hub, tmp_path):
+    said, = run(FETCH, environment(hub, tmp_path, NO_PROXY='', ALL_PROXY='socks5h://user:secret@127.0.0.1:9'))
+    assert 'the proxy 127.0.0.1:9 is of the kind socks5h, which is not supported' in said and 'secret' not in said
 
 
 class Proxy(BaseHTTPRequestHandler):

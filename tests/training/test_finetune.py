@@ -311,8 +311,8 @@ def test_a_net_of_another_generation_and_its_folder(photos, tmp_path, capsys):
 def test_minutes_are_kept(photos, tmp_path):
     import time
     began = time.monotonic()
-    finetune(NAME, photos, tmp_path / 'mine', minutes=.4, report=False)
-    assert time.monotonic() - began < 1.5 * 24      # generous: other tests may run beside this one
+    finetune(NAME, photos, tmp_path / 'mine', minutes=.25, report=False)
+    assert time.monotonic() - began < 2 * 15      # generous: other tests may run beside this one
     assert len(read_csv(tmp_path / 'mine' / 'log.csv')) >= 1
     with pytest.raises(ValueError, match='epochs and minutes both'):
         finetune(NAME, photos, tmp_path / 'x', epochs=1, minutes=1)
@@ -405,10 +405,10 @@ def test_drawings_on_black_are_no_copies_of_each_other():
         image[3:6, 3:6] = rng.integers(0, 90, (3, 3))
         return image
 
-    thumbs = np.stack([drawing(seed) for seed in range(400)])
-    squares = Squares(torch.empty(400, 3, 8, 8), list(range(400)), [], thumbs, list(range(400)))
+    thumbs = np.stack([drawing(seed) for seed in range(150)])
+    squares = Squares(torch.empty(150, 3, 8, 8), list(range(150)), [], thumbs, list(range(150)))
     found = [(i, j) for i, j, _ in copies_between(squares, squares)]
-    assert {(i, i) for i in range(400)} <= set(found) and len(found) < 420      # by their differences alone there were thousands
+    assert {(i, i) for i in range(150)} <= set(found) and len(found) < 156      # by their differences alone there were hundreds
 
 
 def test_stratified_split_is_even_and_repeatable():
