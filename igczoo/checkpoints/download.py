@@ -260,7 +260,7 @@ def _follow(trail: list[str], headers: dict[str, str]) -> tuple[Message, HTTPRes
         url = trail[-1]
         if urlsplit(url).scheme not in ('http', 'https'):
             raise DownloadError(f'{trail[0]}: {url!r} is no http or https address')
-        proxy = None if urllib.request.proxy_bypass(urlsplit(url)[1]) else _proxies().get(urlsplit(url).scheme)
+        proxy = _proxy_for(url)
         if proxy and '://' in proxy and urlsplit(proxy).scheme not in ('http', 'https'):
             raise DownloadError(f'{trail[0]}: the proxy {_host(proxy)} is of the kind {urlsplit(proxy).scheme}, which is not supported; '
                                 f'set HTTPS_PROXY to one of the kind http')
@@ -283,10 +283,15 @@ def _proxies() -> dict[str, str]:
     return {'http': every, 'https': every} | proxies if every else proxies
 
 
+def _proxy_for(url: str) -> str | None:
+    """The address of the proxy that a request goes through, if it does."""
+    scheme, host = urlsplit(url)[:2]
+    return None if urllib.request.proxy_bypass(host) else _proxies().get(scheme)
+
+
 def _where(trail: list[str]) -> str:
     """Who answers or does not, unless it is the host of the first address itself."""
-    scheme, host = urlsplit(trail[-1])[:2]
-    proxy = None if urllib.request.proxy_bypass(host) else _proxies().get(scheme)
+    host, proxy = urlsplit(trail[-1])[1], _proxy_for(trail[-1])
     redirected = '' if host == urlsplit(trail[0])[1] else f' from {host}'
     return redirected + (f' through the proxy {_host(proxy)}' if proxy else '')
 

@@ -284,7 +284,6 @@ def _settings(
 def _resume(out: Path, settings: dict[str, Any], net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
             data: str | Path) -> list[dict]:
     """Load the last checkpoint of the run in ``out``, if there is one; returns its log."""
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint = read_run(out, device, ('settings', 'net', 'optimizer', 'log'))
     if checkpoint is None:
         if others := [name for name in (CARD, WEIGHTS, 'settings.json', LOG) if (out / name).exists()]:
